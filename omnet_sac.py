@@ -19,7 +19,6 @@ import signal
 import sys
 import time
 import warnings
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -44,64 +43,35 @@ class Args:
 
     method: ClassVar[str] = "omnet_sac"  # names the run folder
 
-    env_id: str = "Hopper-v4"
-    """Gymnasium environment with a Box observation and a bounded Box action; `module:EnvId` works too"""
-    seed: int = 1
-    """seed of every random number of the run"""
-    total_timesteps: int = 300_000
-    """environment steps of the run"""
-    learning_starts: int = 5_000
-    """environment steps with uniformly random actions and no updates at the start"""
-    replay_ratio: int = 20
-    """gradient steps on the critic per environment step"""
-    policy_delay: int = 20
-    """gradient steps on the critic per gradient step on the actor and on alpha"""
-    batch_size: int = 256
-    """transitions per gradient step"""
-    buffer_size: int = 1_000_000
-    """transitions kept for replay; never more than total-timesteps are allocated"""
-    gamma: float = 0.99
-    """discount factor"""
-    tau: float = 0.005
-    """step of the Polyak average that the target critic takes after every critic step"""
-    learning_rate: float = 3e-4
-    """Adam's step size for critic, actor and alpha"""
-    hidden_dim: int = 256
-    """width of the two hidden layers"""
-    target_entropy: float | None = None
-    """entropy that alpha is tuned to; default: REDQ's value for the task, -dim(A) for tasks REDQ has none for"""
-    num_subnets: int = 5
-    """N, the subnetworks in the critic and in the actor"""
-    sparsity: float = 0.5
-    """S, the probability that a mask removes a parameter"""
-    dynamic_masks: bool = False
-    """draw a fresh mask at every use of a subnetwork ("One is infinity?", Section 4.6)"""
-    actor_subnets: bool = True
-    """OMNet in the actor too; off: a plain actor, the ablation of Section 4.3"""
-    obs_noise: float = 0.0
-    """sigma_m, the scale of the observation noise that is constant within an episode (Section 4.4)"""
-    eval_interval: int = 5_000
-    """environment steps between evaluations; 0: never"""
-    eval_episodes: int = 10
-    """episodes per evaluation; they cycle through the actor's subnetworks"""
-    device: str = "cpu"
-    """torch device: cpu, cuda, cuda:1, ..."""
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """precision of float32 matrix products, see torch.set_float32_matmul_precision"""
-    compile: bool = True
-    """compile the updates; without a C++ compiler the run says so and goes on eagerly"""
-    track: bool = False
-    """log to Weights & Biases as well (pip install wandb)"""
-    capture_video: bool = False
-    """record the first episode of each evaluation in the run folder, videos/"""
-    checkpoint_interval: int = 10_000
-    """environment steps between checkpoints; one is written at the first episode end after that"""
-    resume: Path | None = None
-    """run folder to go on with, exactly, by the flags stored in it"""
-    evaluate: Path | None = None
-    """run folder whose checkpoint to evaluate: returns per subnetwork, eval-episodes episodes"""
-    run_dir: Path = Path("runs")
-    """folder in which the run folder <env-id>__omnet_sac__<seed> is made"""
+    env_id: str = "Hopper-v4"  # Gymnasium environment with a bounded Box action; `module:EnvId` works too
+    seed: int = 1  # seed of every random number of the run
+    total_timesteps: int = 300_000  # environment steps of the run
+    learning_starts: int = 5_000  # environment steps at the start with uniformly random actions and no updates
+    replay_ratio: int = 20  # gradient steps on the critic per environment step
+    policy_delay: int = 20  # gradient steps on the critic per gradient step on the actor and on alpha
+    batch_size: int = 256  # transitions per gradient step
+    buffer_size: int = 1_000_000  # transitions kept for replay; never more than total-timesteps are allocated
+    gamma: float = 0.99  # discount factor
+    tau: float = 0.005  # step of the Polyak average that the target critic takes after every critic step
+    learning_rate: float = 3e-4  # Adam's step size for critic, actor and alpha
+    hidden_dim: int = 256  # width of the two hidden layers
+    target_entropy: float | None = None  # entropy that alpha is tuned to; None: REDQ's for the task, else -dim(A)
+    num_subnets: int = 5  # N, the subnetworks in the critic and in the actor
+    sparsity: float = 0.5  # S, the probability that a mask removes a parameter
+    dynamic_masks: bool = False  # draw a fresh mask at every use of a subnetwork ("One is infinity?", Section 4.6)
+    actor_subnets: bool = True  # OMNet in the actor too; off: a plain actor, the ablation of Section 4.3
+    obs_noise: float = 0.0  # sigma_m, scale of the observation noise, constant within an episode (Section 4.4)
+    eval_interval: int = 5_000  # environment steps between evaluations; 0: never
+    eval_episodes: int = 10  # episodes per evaluation; they cycle through the actor's subnetworks
+    device: str = "cpu"  # torch device: cpu, cuda, cuda:1, ...
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # see torch.set_float32_matmul_precision
+    compile: bool = True  # compile the updates; without a C++ compiler the run says so and goes on eagerly
+    track: bool = False  # log to Weights & Biases as well (pip install wandb)
+    capture_video: bool = False  # record the first episode of each evaluation in the run folder, videos/
+    checkpoint_interval: int = 10_000  # environment steps after which the next episode end writes a checkpoint
+    resume: Path | None = None  # run folder to go on with, exactly, by the flags stored in it
+    evaluate: Path | None = None  # run folder to evaluate: eval-episodes episodes, returns per subnetwork
+    run_dir: Path = Path("runs")  # where the run folder <env-id>__omnet_sac__<seed> is made
 
 
 class UsageError(Exception):
@@ -114,10 +84,8 @@ class RunError(Exception):
 
 def check_args(args: Args) -> None:
     """Raises UsageError for values that no run can work with."""
-    positive = (
-        "total_timesteps learning_starts replay_ratio policy_delay batch_size buffer_size hidden_dim eval_episodes"
-    )
-    for name in f"{positive} checkpoint_interval learning_rate".split():
+    sizes = "total_timesteps learning_starts replay_ratio policy_delay batch_size buffer_size hidden_dim"
+    for name in f"{sizes} eval_episodes checkpoint_interval learning_rate".split():
         if not getattr(args, name) > 0:
             raise UsageError(f"--{name.replace('_', '-')} must be positive, not {getattr(args, name)}")
     for ok, message in (
@@ -190,7 +158,7 @@ def mlp(in_dim: int, out_dim: int, hidden_dim: int) -> nn.Sequential:
         *(nn.Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU()),
         nn.Linear(hidden_dim, out_dim),
     )
-    for layer in net:
+    for layer in net.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -483,17 +451,17 @@ def run_folder(args: Args) -> Path:
 
 
 def describe(args: Args) -> dict:
-    """All that a run's numbers follow from, in plain types: its flags and the versions of what computes them."""
-    flags = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(args).items()}
+    """What a run's numbers follow from, in plain types: its flags, and the versions of what computes them."""
+    flags = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(args).items()}
     versions = {name: metadata.version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")}
     return {"args": flags, "versions": {"python": platform.python_version()} | versions}
 
 
-def stored_args(folder: Path, cls: type[Args]) -> Args:
-    """The flags of the run in `folder`."""
+def stored_args(folder: Path, args: Args) -> Args:
+    """The flags of the run in `folder`, as `args` are, to be resumed. Raises UsageError where there is none."""
     try:
         flags = json.loads((folder / "args.json").read_text())["args"]
-        return cls(**flags | {k: flags[k] and Path(flags[k]) for k in ("run_dir", "resume", "evaluate")})
+        return type(args)(**flags | {"run_dir": Path(flags["run_dir"]), "resume": folder})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder} is not a run folder of this program: {first_line(error)}") from None
 
@@ -503,8 +471,8 @@ def load_checkpoint(folder: Path, args: Args) -> dict:
     path = folder / "checkpoint.pt"
     try:
         state = torch.load(path, weights_only=True, map_location=args.device)
-        then, now = ({**about["args"], **about["versions"]} for about in (state["about"], describe(args)))
-    except Exception as error:  # whatever a foreign file makes of torch.load
+        then, now = (about["args"] | about["versions"] for about in (state["about"], describe(args)))
+    except Exception as error:  # whatever torch.load makes of a foreign file
         raise RunError(f"{path} cannot be used, it is damaged or no checkpoint: {first_line(error)}") from None
     for name in sorted((then.keys() | now.keys()) - {"python", "run_dir", "resume", "evaluate", "device", "track"}):
         if then.get(name) != now.get(name):
@@ -530,24 +498,27 @@ def train(args: Args, make_agent=OMNetSAC) -> nn.Module:
     buffer = ReplayBuffer(min(args.buffer_size, args.total_timesteps), obs_dim, action_dim, args.device)
     agent = make_agent(args, obs_dim, action_dim)
     step, seconds = 0, 0.0
-    if (folder / "checkpoint.pt").exists():
+    if args.resume and (folder / "checkpoint.pt").exists():
         state = load_checkpoint(folder, args)
         agent.load_state_dict(state["agent"])
         buffer.load_state_dict(state["buffer"])
-        rng.bit_generator.state = state["rng"]
-        step, seconds = state["step"], state["seconds"]
+        rng.bit_generator.state, step, seconds = state["rng"], state["step"], state["seconds"]
     if not args.resume:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--run-dir {args.run_dir}: {folder} cannot be made: {error.strerror}") from None
-        text = json.dumps(describe(args), indent=2) + "\n"
-        write_atomically(folder / "args.json", lambda file: file.write(text.encode()))
+        about = json.dumps(describe(args), indent=2).encode()
+        write_atomically(folder / "args.json", lambda file: file.write(about))
     print(f"run folder: {folder}, from step {step}", flush=True)
-    if args.track:
-        track(args, folder)
     train_csv = open_csv(folder / "train.csv", "step,subnet,return,length", step)
     eval_csv = open_csv(folder / "eval.csv", "step,episode,subnet,return,length,seconds", step)
+    if args.track:
+        try:
+            import wandb
+        except ImportError:
+            raise UsageError("--track needs Weights & Biases: pip install wandb") from None
+        wandb.init(project="omnet-sac", name=folder.name, config=describe(args), sync_tensorboard=True)
     board = SummaryWriter(folder, purge_step=step)
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", dynamic_ncols=True)
     start, last_checkpoint, shown = time.time() - seconds, step, {}
@@ -575,11 +546,11 @@ def train(args: Args, make_agent=OMNetSAC) -> nn.Module:
                         board.add_scalar(f"losses/{name}", value.item(), step)
             if args.eval_interval and step % args.eval_interval == 0:
                 results = evaluate(agent, eval_env, args.eval_episodes, [args.seed, step])
-                for episode, (sub, ret, length) in enumerate(results):
-                    print(step, episode, sub, ret, length, round(time.time() - start, 1), sep=",", file=eval_csv)
-                eval_csv.flush()
-                shown["eval"] = f"{np.mean([ret for _, ret, _ in results]):.1f}"
-                board.add_scalar("eval/return", float(shown["eval"]), step)
+                for episode, result in enumerate(results):
+                    print(step, episode, *result, round(time.time() - start, 1), sep=",", file=eval_csv, flush=True)
+                mean_return = np.mean([ret for _, ret, _ in results])
+                board.add_scalar("eval/return", mean_return, step)
+                shown["eval"] = f"{mean_return:.1f}"
             bar.update()
         if done:
             print(step, subnet, episode_return, step - episode_start, sep=",", file=train_csv, flush=True)
@@ -597,51 +568,35 @@ def train(args: Args, make_agent=OMNetSAC) -> nn.Module:
     return agent
 
 
-def track(args: Args, folder: Path) -> None:
-    """Sends the TensorBoard scalars to Weights & Biases as well."""
-    try:
-        import wandb
-    except ImportError:
-        raise UsageError("--track needs Weights & Biases: pip install wandb") from None
-    wandb.init(project="omnet-sac", name=folder.name, config=describe(args), sync_tensorboard=True)
-
-
 def evaluate_run(folder: Path, args: Args, make_agent=OMNetSAC) -> None:
-    """Prints the returns of the run in `folder`, per subnetwork."""
-    stored = stored_args(folder, type(args))
-    stored = dataclasses.replace(stored, device=args.device, eval_episodes=args.eval_episodes)
-    with closing(make_env(stored, folder / "videos" if args.capture_video else None)) as env:
-        agent = make_agent(stored, env.observation_space.shape[0], env.action_space.shape[0])
-        state = load_checkpoint(folder, stored)
-        agent.load_state_dict(state["agent"])
-        results = evaluate(agent, env, args.eval_episodes, [args.seed, state["step"]])
-    print(f"{folder}, step {state['step']}: mean return {np.mean([r for _, r, _ in results]):.1f}")
-    for subnet in range(agent.num_actor_subnets):
-        returns = [ret for sub, ret, _ in results if sub == subnet]
-        if returns:
-            print(f"subnetwork {subnet}: {np.mean(returns):.1f} +- {np.std(returns):.1f} over {len(returns)} episodes")
+    """Prints the returns of the run in `folder`, per subnetwork, over `args.eval_episodes` episodes."""
+    stored = dataclasses.replace(stored_args(folder, args), device=args.device)
+    state = load_checkpoint(folder, stored)
+    env = make_env(stored, folder / "videos" if args.capture_video else None)
+    quick = dataclasses.replace(stored, compile=False)
+    agent = make_agent(quick, env.observation_space.shape[0], env.action_space.shape[0])
+    agent.load_state_dict(state["agent"])
+    results = evaluate(agent, env, args.eval_episodes, [args.seed, state["step"]])
+    env.close()
+    print(f"{folder}, step {state['step']}: mean return {np.mean([ret for _, ret, _ in results]):.1f}")
+    for subnet in sorted({subnet for subnet, _, _ in results}):
+        returns = [ret for i, ret, _ in results if i == subnet]
+        print(f"subnetwork {subnet}: {np.mean(returns):.1f} +- {np.std(returns):.1f} over {len(returns)} episodes")
 
 
 def main(args: Args, make_agent=OMNetSAC) -> None:
-    """Runs, resumes or evaluates as `args` say; what the user can mend ends in one sentence and an exit code."""
-
-    def stop(signum, frame):
-        raise SystemExit(128 + signum)
-
+    """Runs, resumes or evaluates, as `args` say. What the user can mend ends in one sentence and an exit code."""
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, stop)
+        signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
     folder = args.resume or args.evaluate or run_folder(args)
     try:
         if args.evaluate:
-            evaluate_run(args.evaluate, args, make_agent)
-        else:
-            if args.resume:
-                args = dataclasses.replace(stored_args(args.resume, type(args)), resume=args.resume)
-            train(args, make_agent)
-            print(f"done: curves in {folder}/eval.csv, the agent in {folder}/checkpoint.pt")
+            return evaluate_run(args.evaluate, args, make_agent)
+        train(stored_args(args.resume, args) if args.resume else args, make_agent)
+        print(f"done: curves in {folder}/eval.csv, the agent in {folder}/checkpoint.pt")
     except (UsageError, RunError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except SystemExit:
         print(f"\nstopped: go on from the last checkpoint with --resume {folder}", file=sys.stderr)
         raise

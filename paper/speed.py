@@ -1,0 +1,281 @@
+"""How fast a method trains, next to the floor that its own matrix products set and next to other libraries.
+
+    python -m paper.speed --env-id Ant-v4 --matmul-precision medium --peers --csv speed.csv
+
+Timed is the whole loop of training with a full replay buffer: act, step the environment, store, sample, update. The
+floor and the loops take turns in rounds, and each number is a median over the rounds: machines drift.
+"""
+
+import dataclasses
+import importlib
+import math
+import os
+import resource
+import sys
+import time
+import timeit
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from omnet_sac import Args, OMNetSAC, ReplayBuffer, UsageError, check_args, check_finite, first_line, make_env
+
+ROUNDS = 9
+REPEATS = 50  # calls per round of `act` and of each matrix product
+COLUMNS = (
+    *("method", "env_id", "precision", "compiled", "threads", "critic_updates_per_s", "env_steps_per_s"),
+    *("ms_per_update", "gflop_per_update", "floor_ms", "ratio_to_floor", "peak_mb", "act_us"),
+)
+
+
+@dataclass
+class Flags:
+    """Times the training loop of OMNet-SAC, and its peers' if asked to. What is no flag here is as in training."""
+
+    env_id: str = Args.env_id
+    """Gymnasium environment to train in"""
+    num_subnets: int = Args.num_subnets
+    """N, the subnetworks in the critic and in the actor"""
+    dynamic_masks: bool = Args.dynamic_masks
+    """draw a fresh mask at every use of a subnetwork"""
+    hidden_dim: int = Args.hidden_dim
+    """width of the two hidden layers"""
+    batch_size: int = Args.batch_size
+    """transitions per gradient step"""
+    replay_ratio: int = Args.replay_ratio
+    """gradient steps on the critic per environment step"""
+    policy_delay: int = Args.policy_delay
+    """gradient steps on the critic per gradient step on the actor and on alpha"""
+    device: str = Args.device
+    """torch device: cpu, cuda, cuda:1, ..."""
+    matmul_precision: str = Args.matmul_precision
+    """precision of PyTorch's float32 matrix products: highest, high or medium"""
+    compile: bool = Args.compile
+    """compile the updates"""
+    threads: int = 1
+    """CPU threads of PyTorch and of JAX"""
+    seconds: float = 50.0
+    """time for which each training loop is measured, after compiling and warming up"""
+    peers: bool = False
+    """time the SAC of Stable-Baselines3, and the SAC and DroQ of SBX, too (pip install stable-baselines3 sbx-rl)"""
+    csv: Path | None = None
+    """CSV file to append the results to"""
+
+
+class Products(TorchDispatchMode):
+    """Records the matrix products (and convolutions) that PyTorch computes inside `with`, and their FLOPs.
+
+    The formulas are FlopCounterMode's; it cannot be used itself, as its module hooks fail inside torch.func.grad.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.flop, self.counts, self.calls = 0, Counter(), {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.flop += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+            key = func, *((x.shape, x.stride()) for x in args if isinstance(x, torch.Tensor))
+            self.counts[key] += 1
+            if key not in self.calls:
+                call = partial(func, *tree_map_only(torch.Tensor, torch.clone, args), **(kwargs or {}))
+                self.calls[key] = repeated(call, out.device.type)
+        return out
+
+    def seconds(self, device: str) -> float:
+        """Time of all that was recorded: each different product is timed on its own, with its operands in the cache."""
+        total = 0.0
+        for key, calls in self.calls.items():
+            start = clock(device)
+            calls()
+            total += self.counts[key] * (clock(device) - start) / REPEATS
+        return total
+
+
+def repeated(call: Callable, device_type: str) -> Callable:
+    """`call` done REPEATS times; on a GPU as one CUDA graph, as in compiled training: launches take no time."""
+
+    def calls():
+        for _ in range(REPEATS):
+            call()
+
+    if device_type != "cuda":
+        return calls
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        calls()
+    return graph.replay
+
+
+def clock(device: str) -> float:
+    """Seconds, read when the device has done all it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def trace(args: Args, make_agent, obs_dim: int, action_dim: int) -> tuple[Products, int]:
+    """The products of the eager update in one whole cycle of critic and actor steps; its number of critic steps."""
+    agent = make_agent(dataclasses.replace(args, compile=False), obs_dim, action_dim)
+    buffer = ReplayBuffer(1, obs_dim, action_dim, args.device, added=1)
+    num_updates = math.lcm(args.replay_ratio, args.policy_delay)
+    with Products() as products:
+        for _ in range(num_updates // args.replay_ratio):
+            agent.update(buffer)
+    return products, num_updates
+
+
+def training(args: Args, agent, env: gym.Env, buffer: ReplayBuffer) -> Iterator[int]:
+    """The loop of omnet_sac.train without evaluations, logs and checkpoints; yields 1 per environment step."""
+    rng = np.random.default_rng(args.seed)
+    while True:
+        subnet = int(rng.integers(agent.num_actor_subnets))
+        obs, _ = env.reset(seed=int(rng.integers(2**31)))
+        done = False
+        while not done:
+            action = agent.act(obs, subnet, agent.generator)
+            next_obs, reward, terminated, truncated, _ = env.step(action)
+            check_finite(buffer.added, observation=next_obs, reward=reward)
+            buffer.add(obs, action, float(reward), next_obs, terminated)
+            obs, done = next_obs, terminated or truncated
+            check_finite(buffer.added, **agent.update(buffer))
+            yield 1
+
+
+def sac_training(module: str, net: dict, args: Args, buffer: ReplayBuffer) -> Iterator[int]:
+    """Like `training` for the SAC of stable_baselines3 or sbx, which starts with `buffer`'s rows; yields 10 per 10."""
+    sac, logger = importlib.import_module(module).SAC, importlib.import_module("stable_baselines3.common.logger")
+    # Stable-Baselines3 has no policy delay: an actor step follows each critic step
+    flags = {"policy_delay": args.policy_delay} if module == "sbx" else {"device": args.device}
+    flags |= {"gradient_steps": args.replay_ratio, "batch_size": args.batch_size, "seed": args.seed}
+    flags |= {"policy_kwargs": {"net_arch": [args.hidden_dim] * 2} | net, "learning_starts": 0}
+    model = sac("MlpPolicy", make_env(args), buffer_size=len(buffer), **flags)
+    model.set_logger(logger.Logger(None, []))  # else each `learn` sets up a new one
+    (obs_dim,), (action_dim,) = model.observation_space.shape, model.action_space.shape
+    columns = buffer.rows.cpu().split([obs_dim, action_dim, 1, obs_dim, 1], dim=1)
+    for name, column in zip(("observations", "actions", "rewards", "next_observations", "dones"), columns):
+        rows = getattr(model.replay_buffer, name)
+        rows[:] = column.reshape(rows.shape)
+    model.replay_buffer.full = True
+    while True:
+        model.learn(10, reset_num_timesteps=False)
+        yield 10
+
+
+def warm_up(loop: Iterator[int]) -> None:
+    """Does the steps in which a loop still compiles: for SBX that can be as many as the policy delay."""
+    for _ in range(2):
+        next(loop)
+
+
+def peer_loops(args: Args, threads: int, buffer: ReplayBuffer) -> dict[str, Iterator[int]]:
+    """The training loops of the peers, compiled; names in one line those that cannot run here."""
+    # Read by JAX when it is imported; NPROC is the size of its thread pool, the thread flags of XLA_FLAGS do nothing
+    os.environ |= {"NPROC": str(threads), "JAX_PLATFORMS": torch.device(args.device).type}
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # else JAX takes most of a GPU's memory
+    peers = {"sb3_sac": ("stable_baselines3", {}), "sbx_sac": ("sbx", {})}
+    peers["sbx_droq"] = ("sbx", {"dropout_rate": 0.01, "layer_norm": True})
+    loops, missing = {}, []
+    for name, (module, net) in peers.items():
+        try:
+            loops[name] = sac_training(module, net, args, buffer)
+            warm_up(loops[name])
+        except (ImportError, RuntimeError) as error:  # RuntimeError: JAX without CUDA
+            del loops[name]
+            missing.append(f"{name} ({first_line(error)})")
+    if missing:
+        print(f"not timed: {', '.join(missing)}", flush=True)
+    return loops
+
+
+def steps_per_second(loop: Iterator[int], seconds: float, device: str) -> float:
+    """Environment steps per second of a training loop that goes on for `seconds`."""
+    steps, start = 0, clock(device)
+    while clock(device) < start + seconds:
+        steps += next(loop)
+    return steps / (clock(device) - start)
+
+
+def peak_megabytes(device: str) -> float:
+    """Most memory held so far, in MB: on a GPU by tensors, else by the process, compiling included."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def measure(args: Args, make_agent, threads: int, seconds: float, peers: bool) -> list[dict]:
+    """A row of COLUMNS for the agent `make_agent(args, obs_dim, action_dim)`, then one for each peer if asked for."""
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(args.matmul_precision)
+    torch.manual_seed(args.seed)
+    with closing(make_env(args)) as env:
+        obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+        products, num_updates = trace(args, make_agent, obs_dim, action_dim)
+        capacity = min(args.buffer_size, args.total_timesteps)
+        buffer = ReplayBuffer(capacity, obs_dim, action_dim, args.device, added=capacity)
+        buffer.rows.normal_().clamp_(-1, 1)[:, -1] = 0  # actions are in [-1, 1], nothing terminates
+        agent = make_agent(args, obs_dim, action_dim)
+        loops = {args.method: training(args, agent, env, buffer)}
+        warm_up(loops[args.method])
+        peak_mb = peak_megabytes(args.device)  # before the peers are there
+        loops |= peer_loops(args, threads, buffer) if peers else {}
+
+        act = partial(agent.act, buffer.rows[0, :obs_dim].cpu().numpy(), 0, agent.generator)
+        floors, latencies, rates = [], [], {name: [] for name in loops}
+        for _ in range(ROUNDS):
+            floors.append(products.seconds(args.device) / num_updates)
+            latencies.append(timeit.timeit(act, number=REPEATS) / REPEATS)
+            for name, loop in loops.items():
+                rates[name].append(steps_per_second(loop, seconds / ROUNDS, args.device))
+
+    rows = []
+    for name, rate in rates.items():
+        updates = args.replay_ratio * median(rate)
+        row = {"method": name, "env_id": args.env_id, "threads": threads, "critic_updates_per_s": updates}
+        row |= {"env_steps_per_s": median(rate), "ms_per_update": 1e3 / updates}
+        rows.append(row | {"rounds": f"{args.replay_ratio * min(rate):.3g}-{args.replay_ratio * max(rate):.3g}"})
+    ours, floor_ms = rows[0], 1e3 * median(floors)
+    ours |= {"precision": args.matmul_precision, "compiled": str("critic_step" in vars(agent))}
+    ours |= {"gflop_per_update": products.flop / num_updates / 1e9, "floor_ms": floor_ms}
+    ours |= {"ratio_to_floor": ours["ms_per_update"] / floor_ms, "peak_mb": peak_mb, "act_us": 1e6 * median(latencies)}
+    return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+
+
+def main(flags: Flags) -> None:
+    """Measures, prints a table with a column for each method, and appends its rows to the CSV file."""
+    args = Args(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(Args) if hasattr(flags, f.name)})
+    try:
+        check_args(args)
+        if flags.threads < 1 or flags.seconds <= 0:
+            raise UsageError("--threads and --seconds must be positive")
+        rows = measure(args, OMNetSAC, flags.threads, flags.seconds, flags.peers)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    for row in rows:
+        row["speedup_over_it"] = f"{rows[0]['critic_updates_per_s'] / row['critic_updates_per_s']:.2f}"
+    for column in (*COLUMNS, "rounds", "speedup_over_it"):
+        print(f"{column:20}", *(f"{row.get(column, ''):>12}" for row in rows))
+    if flags.csv:
+        with flags.csv.open("a") as file:
+            if not file.tell():
+                print(*COLUMNS, sep=",", file=file)
+            for row in rows:
+                print(*(row.get(column, "") for column in COLUMNS), sep=",", file=file)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Flags))
