@@ -82,31 +82,8 @@ class RunError(Exception):
     """A run that cannot go on, in a sentence that says what is safe. Exit code 1."""
 
 
-def check_args(args: Args) -> None:
-    """Raises UsageError for values that no run can work with."""
-    sizes = "total_timesteps learning_starts replay_ratio policy_delay batch_size buffer_size hidden_dim"
-    for name in f"{sizes} eval_episodes checkpoint_interval learning_rate".split():
-        if not getattr(args, name) > 0:
-            raise UsageError(f"--{name.replace('_', '-')} must be positive, not {getattr(args, name)}")
-    for ok, message in (
-        (args.num_subnets >= 1, "--num-subnets must be at least 1 (with 1, the TD target is that one: no minimum)"),
-        (0 <= args.sparsity < 1, "--sparsity must be at least 0 and below 1: it is the share of parameters removed"),
-        (0 <= args.gamma <= 1, "--gamma must lie in [0, 1]"),
-        (0 < args.tau <= 1, "--tau must be above 0 and at most 1"),
-        (args.obs_noise >= 0, "--obs-noise must not be negative"),
-        (args.eval_interval >= 0, "--eval-interval must not be negative; 0 means never"),
-        (args.batch_size <= args.learning_starts, "--batch-size must not exceed --learning-starts"),
-        (args.learning_starts < args.total_timesteps, "--total-timesteps must exceed --learning-starts"),
-    ):
-        if not ok:
-            raise UsageError(message)
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {args.device} cannot be used here, try --device cpu: {first_line(error)}") from None
-
-
 def first_line(error: Exception) -> str:
+    """What an exception says, for a sentence of ours."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
@@ -192,12 +169,13 @@ class OMNet(nn.Module):
         """k new masks (k, n), m ~ Bernoulli(1 - S); uint8, since reading them costs more than the product."""
         return torch.bernoulli(self.p_one.expand(k, -1), generator=generator).to(torch.uint8)
 
-    def select(self, k: int, generator=None) -> torch.Tensor:
-        """Masks (min(k, N), n) of different subnetworks, chosen uniformly; k fresh ones if dynamic."""
+    def select(self, steps: int, k: int, generator=None) -> torch.Tensor:
+        """Masks (steps, min(k, N), n): per step k different subnetworks, chosen uniformly; fresh ones if dynamic."""
         if self.dynamic:
-            return self.draw(k, generator)
-        index = torch.randperm(len(self.masks), generator=generator, device=self.masks.device)[:k]
-        return self.masks.index_select(0, index)
+            return self.draw(steps * k, generator).view(steps, k, -1)
+        keys = torch.rand(steps, len(self.masks), generator=generator, device=self.masks.device)
+        index = keys.argsort(dim=1)[:, :k]
+        return self.masks.index_select(0, index.flatten()).view(*index.shape, -1)
 
     def forward(self, theta: torch.Tensor, mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """f_{theta * m}(x): the output of `net` for one mask (n,), the k outputs stacked for masks (k, n)."""
@@ -216,15 +194,17 @@ class Adam(nn.Module):
         self.learning_rate = learning_rate
         self.register_buffer("m", torch.zeros_like(theta))
         self.register_buffer("v", torch.zeros_like(theta))
-        self.register_buffer("t", theta.new_zeros(()))
+        self.register_buffer("beta1_t", theta.new_ones(()))  # beta1^t as a product: compilers put a power into the loop
+        self.register_buffer("beta2_t", theta.new_ones(()))
 
     def step(self, theta: torch.Tensor, grad: torch.Tensor, beta1=0.9, beta2=0.999, eps=1e-8) -> None:
         """Updates `theta` in place."""
-        self.t += 1
+        self.beta1_t *= beta1
+        self.beta2_t *= beta2
         self.m.lerp_(grad, 1 - beta1)
         self.v.lerp_(grad.square(), 1 - beta2)
-        m_hat, v_hat = self.m / (1 - beta1**self.t), self.v / (1 - beta2**self.t)
-        theta -= self.learning_rate * m_hat / (v_hat.sqrt() + eps)
+        step_size, v_scale = self.learning_rate / (1 - self.beta1_t), 1 / (1 - self.beta2_t)
+        theta -= step_size * self.m / ((v_scale * self.v).sqrt() + eps)
 
 
 class ReplayBuffer:
@@ -346,22 +326,31 @@ class OMNetSAC(nn.Module):
         self.alpha_adam.step(self.log_alpha, entropy - self.target_entropy)
         return torch.stack([loss, entropy, alpha])
 
+    def critic_steps(self, batches, masks, target_masks, actor_masks, noises) -> torch.Tensor:
+        """Critic steps in a row: one compiled graph of a few of them wastes less time between the graphs."""
+        for step in zip(batches, masks, target_masks, actor_masks, noises):
+            metrics = self.critic_step(*step)
+        return metrics
+
     def update(self, buffer: ReplayBuffer) -> dict[str, torch.Tensor]:
         """The gradient steps of one environment step; draws all their random numbers, the steps draw none."""
-        args, generator, metrics = self.args, self.generator, {}
-        batches = buffer.sample(args.replay_ratio, args.batch_size, generator)
-        shape = (args.replay_ratio, 2, args.batch_size, self.action_dim)
-        noises = torch.randn(shape, generator=generator, device=args.device)
-        for batch, (noise, actor_noise) in zip(batches, noises):
-            mask, target_masks = self.critic.select(1, generator)[0], self.critic.select(2, generator)
-            actor_mask = self.actor.select(1, generator)[0]
-            metrics["critic_loss, q_value"] = self.critic_step(batch, mask, target_masks, actor_mask, noise)
-            self.gradient_steps += 1
+        args, generator, steps, metrics = self.args, self.generator, self.args.replay_ratio, {}
+        batches = buffer.sample(steps, args.batch_size, generator)
+        masks = self.critic.select(steps, 1, generator)[:, 0]  # i ~ U[1, N]
+        target_masks = self.critic.select(steps, 2, generator)  # i'_1 and i'_2
+        actor_masks = self.actor.select(steps, 1, generator)[:, 0]  # i''
+        noises = torch.randn(steps, args.batch_size, self.action_dim, generator=generator, device=args.device)
+        drawn, k = (batches, masks, target_masks, actor_masks, noises), math.gcd(steps, args.policy_delay, 4)
+        for start in range(0, steps, k):
+            metrics["critic_loss, q_value"] = self.critic_steps(*(tensor[start : start + k] for tensor in drawn))
+            self.gradient_steps += k
             if self.gradient_steps % args.policy_delay == 0:
-                mask, critic_masks = self.actor.select(1, generator)[0], self.critic.select(args.num_subnets, generator)
-                obs = batch[:, : self.obs_dim]
-                metrics["actor_loss, entropy, alpha"] = self.actor_step(obs, mask, critic_masks, actor_noise)
-        return {name: m for names, ms in metrics.items() for name, m in zip(names.split(", "), ms)}
+                obs = batches[start + k - 1, :, : self.obs_dim]
+                mask = self.actor.select(1, 1, generator)[0, 0]
+                critic_masks = self.critic.select(1, args.num_subnets, generator)[0]
+                noise = torch.randn(noises.shape[1:], generator=generator, device=args.device)
+                metrics["actor_loss, entropy, alpha"] = self.actor_step(obs, mask, critic_masks, noise)
+        return {name: value for names, values in metrics.items() for name, value in zip(names.split(", "), values)}
 
     def act(self, obs: np.ndarray, subnet: int, generator: torch.Generator, deterministic: bool = False) -> np.ndarray:
         """Action (A,) of actor subnetwork `subnet` at obs (O,); deterministic: tanh of the mean."""
@@ -375,7 +364,7 @@ class OMNetSAC(nn.Module):
         options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}  # every call has the same shapes
         options |= {"triton.cudagraphs": True} if "cuda" in self.args.device else {"cpp_wrapper": True}
         compiled = partial(torch.compile, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options)
-        self.critic_step, self.actor_step = compiled(self.critic_step), compiled(self.actor_step)
+        self.critic_steps, self.actor_step = compiled(self.critic_steps), compiled(self.actor_step)
         print("compiling the update ...", end=" ", flush=True)
         start, state = time.time(), copy.deepcopy(self.state_dict())
         try:
@@ -383,7 +372,7 @@ class OMNetSAC(nn.Module):
                 self.update(ReplayBuffer(1, self.obs_dim, self.action_dim, self.args.device, added=1))
             print(f"{time.time() - start:.0f} s", flush=True)
         except RuntimeError as error:
-            del self.critic_step, self.actor_step
+            del self.critic_steps, self.actor_step
             print(f"not possible here, the run goes on without, more slowly: {first_line(error)}", flush=True)
         self.load_state_dict(state)
 
@@ -414,6 +403,30 @@ def evaluate(agent: nn.Module, env: gym.Env, episodes: int, seed: list[int]) -> 
             episode_return, length, done = episode_return + float(reward), length + 1, terminated or truncated
         results.append((subnet, episode_return, length))
     return results
+
+
+def check_args(args: Args) -> None:
+    """Raises UsageError for values that no run can work with."""
+    sizes = "total_timesteps learning_starts replay_ratio policy_delay batch_size buffer_size hidden_dim"
+    for name in f"{sizes} eval_episodes checkpoint_interval learning_rate".split():
+        if not getattr(args, name) > 0:
+            raise UsageError(f"--{name.replace('_', '-')} must be positive, not {getattr(args, name)}")
+    for ok, message in (
+        (args.num_subnets >= 1, "--num-subnets must be at least 1 (with 1, the TD target is that one: no minimum)"),
+        (0 <= args.sparsity < 1, "--sparsity must be at least 0 and below 1: it is the share of parameters removed"),
+        (0 <= args.gamma <= 1, "--gamma must lie in [0, 1]"),
+        (0 < args.tau <= 1, "--tau must be above 0 and at most 1"),
+        (args.obs_noise >= 0, "--obs-noise must not be negative"),
+        (args.eval_interval >= 0, "--eval-interval must not be negative; 0 means never"),
+        (args.batch_size <= args.learning_starts, "--batch-size must not exceed --learning-starts"),
+        (args.learning_starts < args.total_timesteps, "--total-timesteps must exceed --learning-starts"),
+    ):
+        if not ok:
+            raise UsageError(message)
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {args.device} cannot be used here, try --device cpu: {first_line(error)}") from None
 
 
 def check_finite(step: int, **quantities) -> None:

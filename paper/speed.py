@@ -34,15 +34,15 @@ from omnet_sac import Args, OMNetSAC, ReplayBuffer, UsageError, check_args, chec
 
 ROUNDS = 9
 REPEATS = 50  # calls per round of `act` and of each matrix product
-COLUMNS = (
-    *("method", "env_id", "precision", "compiled", "threads", "critic_updates_per_s", "env_steps_per_s"),
-    *("ms_per_update", "gflop_per_update", "floor_ms", "ratio_to_floor", "peak_mb", "act_us"),
+HEADER = (
+    "method,env_id,precision,compiled,threads,critic_updates_per_s,env_steps_per_s,ms_per_update,gflop_per_update,"
+    "floor_ms,ratio_to_floor,peak_mb,act_us"
 )
 
 
 @dataclass
 class Flags:
-    """Times the training loop of OMNet-SAC, and its peers' if asked to. What is no flag here is as in training."""
+    """Times the training loop of OMNet-SAC, and of other libraries if asked to, with the defaults of omnet_sac.py."""
 
     env_id: str = Args.env_id
     """Gymnasium environment to train in"""
@@ -91,8 +91,7 @@ class Products(TorchDispatchMode):
             key = func, *((x.shape, x.stride()) for x in args if isinstance(x, torch.Tensor))
             self.counts[key] += 1
             if key not in self.calls:
-                call = partial(func, *tree_map_only(torch.Tensor, torch.clone, args), **(kwargs or {}))
-                self.calls[key] = repeated(call, out.device.type)
+                self.calls[key] = partial(func, *tree_map_only(torch.Tensor, torch.clone, args), **(kwargs or {}))
         return out
 
     def seconds(self, device: str) -> float:
@@ -105,17 +104,17 @@ class Products(TorchDispatchMode):
         return total
 
 
-def repeated(call: Callable, device_type: str) -> Callable:
+def repeated(call: Callable, device: str) -> Callable:
     """`call` done REPEATS times; on a GPU as one CUDA graph, as in compiled training: launches take no time."""
 
     def calls():
         for _ in range(REPEATS):
             call()
 
-    if device_type != "cuda":
+    if torch.device(device).type != "cuda":
         return calls
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(device), torch.cuda.graph(graph):
         calls()
     return graph.replay
 
@@ -135,6 +134,7 @@ def trace(args: Args, make_agent, obs_dim: int, action_dim: int) -> tuple[Produc
     with Products() as products:
         for _ in range(num_updates // args.replay_ratio):
             agent.update(buffer)
+    products.calls = {key: repeated(call, args.device) for key, call in products.calls.items()}
     return products, num_updates
 
 
@@ -156,7 +156,7 @@ def training(args: Args, agent, env: gym.Env, buffer: ReplayBuffer) -> Iterator[
 
 
 def sac_training(module: str, net: dict, args: Args, buffer: ReplayBuffer) -> Iterator[int]:
-    """Like `training` for the SAC of stable_baselines3 or sbx, which starts with `buffer`'s rows; yields 10 per 10."""
+    """The loop of the SAC of stable_baselines3 or sbx on a copy of `buffer`; yields the steps done, 10 at a time."""
     sac, logger = importlib.import_module(module).SAC, importlib.import_module("stable_baselines3.common.logger")
     # Stable-Baselines3 has no policy delay: an actor step follows each critic step
     flags = {"policy_delay": args.policy_delay} if module == "sbx" else {"device": args.device}
@@ -175,12 +175,6 @@ def sac_training(module: str, net: dict, args: Args, buffer: ReplayBuffer) -> It
         yield 10
 
 
-def warm_up(loop: Iterator[int]) -> None:
-    """Does the steps in which a loop still compiles: for SBX that can be as many as the policy delay."""
-    for _ in range(2):
-        next(loop)
-
-
 def peer_loops(args: Args, threads: int, buffer: ReplayBuffer) -> dict[str, Iterator[int]]:
     """The training loops of the peers, compiled; names in one line those that cannot run here."""
     # Read by JAX when it is imported; NPROC is the size of its thread pool, the thread flags of XLA_FLAGS do nothing
@@ -192,7 +186,8 @@ def peer_loops(args: Args, threads: int, buffer: ReplayBuffer) -> dict[str, Iter
     for name, (module, net) in peers.items():
         try:
             loops[name] = sac_training(module, net, args, buffer)
-            warm_up(loops[name])
+            for _ in range(2):  # 20 steps, each of which SBX may compile if replay-ratio is below policy-delay
+                next(loops[name])
         except (ImportError, RuntimeError) as error:  # RuntimeError: JAX without CUDA
             del loops[name]
             missing.append(f"{name} ({first_line(error)})")
@@ -217,7 +212,7 @@ def peak_megabytes(device: str) -> float:
 
 
 def measure(args: Args, make_agent, threads: int, seconds: float, peers: bool) -> list[dict]:
-    """A row of COLUMNS for the agent `make_agent(args, obs_dim, action_dim)`, then one for each peer if asked for."""
+    """A row as in HEADER for the agent `make_agent(args, obs_dim, action_dim)`, then one for each peer if asked for."""
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(args.matmul_precision)
     torch.manual_seed(args.seed)
@@ -229,7 +224,7 @@ def measure(args: Args, make_agent, threads: int, seconds: float, peers: bool) -
         buffer.rows.normal_().clamp_(-1, 1)[:, -1] = 0  # actions are in [-1, 1], nothing terminates
         agent = make_agent(args, obs_dim, action_dim)
         loops = {args.method: training(args, agent, env, buffer)}
-        warm_up(loops[args.method])
+        next(loops[args.method])
         peak_mb = peak_megabytes(args.device)  # before the peers are there
         loops |= peer_loops(args, threads, buffer) if peers else {}
 
@@ -246,9 +241,10 @@ def measure(args: Args, make_agent, threads: int, seconds: float, peers: bool) -
         updates = args.replay_ratio * median(rate)
         row = {"method": name, "env_id": args.env_id, "threads": threads, "critic_updates_per_s": updates}
         row |= {"env_steps_per_s": median(rate), "ms_per_update": 1e3 / updates}
-        rows.append(row | {"rounds": f"{args.replay_ratio * min(rate):.3g}-{args.replay_ratio * max(rate):.3g}"})
+        row["precision"] = "" if name.startswith("sbx") else args.matmul_precision  # JAX has its own
+        rows.append(row | {"rounds": f"{args.replay_ratio * min(rate):.0f}-{args.replay_ratio * max(rate):.0f}"})
     ours, floor_ms = rows[0], 1e3 * median(floors)
-    ours |= {"precision": args.matmul_precision, "compiled": str("critic_step" in vars(agent))}
+    ours["compiled"] = str("critic_steps" in vars(agent))  # false too where compiling failed
     ours |= {"gflop_per_update": products.flop / num_updates / 1e9, "floor_ms": floor_ms}
     ours |= {"ratio_to_floor": ours["ms_per_update"] / floor_ms, "peak_mb": peak_mb, "act_us": 1e6 * median(latencies)}
     return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
@@ -267,14 +263,14 @@ def main(flags: Flags) -> None:
         raise SystemExit(2) from None
     for row in rows:
         row["speedup_over_it"] = f"{rows[0]['critic_updates_per_s'] / row['critic_updates_per_s']:.2f}"
-    for column in (*COLUMNS, "rounds", "speedup_over_it"):
+    for column in (*HEADER.split(","), "rounds", "speedup_over_it"):
         print(f"{column:20}", *(f"{row.get(column, ''):>12}" for row in rows))
     if flags.csv:
         with flags.csv.open("a") as file:
             if not file.tell():
-                print(*COLUMNS, sep=",", file=file)
+                print(HEADER, file=file)
             for row in rows:
-                print(*(row.get(column, "") for column in COLUMNS), sep=",", file=file)
+                print(*(row.get(column, "") for column in HEADER.split(",")), sep=",", file=file)
 
 
 if __name__ == "__main__":
