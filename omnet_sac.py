@@ -14,6 +14,7 @@ import difflib
 import json
 import math
 import os
+import pickle
 import platform
 import signal
 import sys
@@ -108,17 +109,18 @@ def make_env(args: Args, video_dir: Path | None = None) -> gym.Env:
     warnings.filterwarnings("ignore", message=".*out of date.*")  # v4 is meant: published curves are v4
     try:
         env = gym.make(args.env_id, render_mode="rgb_array" if video_dir else None)
+        if video_dir:
+            env = gym.wrappers.RecordVideo(env, video_dir, episode_trigger=lambda k: k % args.eval_episodes == 0)
     except (gym.error.Error, ImportError, ValueError) as error:
         near = difflib.get_close_matches(args.env_id, gym.registry, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = f"; did you mean {', '.join(near)}?" if near and near[0] != args.env_id else ""
         raise UsageError(f"--env-id {args.env_id}: {first_line(error)}{hint}") from None
     action_space, obs_space = env.action_space, env.observation_space
-    if not isinstance(action_space, gym.spaces.Box) or not action_space.is_bounded():
-        raise UsageError(f"--env-id {args.env_id}: SAC needs a bounded Box action space, this one is {action_space}")
+    is_float_box = isinstance(action_space, gym.spaces.Box) and action_space.dtype.kind == "f"
+    if not is_float_box or not action_space.is_bounded():
+        raise UsageError(f"--env-id {args.env_id}: SAC needs a bounded Box of floats as actions, not {action_space}")
     if not obs_space.is_np_flattenable:
         raise UsageError(f"--env-id {args.env_id}: observations must flatten to a vector, these are {obs_space}")
-    if video_dir:
-        env = gym.wrappers.RecordVideo(env, video_dir, episode_trigger=lambda k: k % args.eval_episodes == 0)
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
     env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
@@ -381,7 +383,8 @@ class OMNetSAC(nn.Module):
         return {"generator": self.generator.get_state(), "gradient_steps": self.gradient_steps}
 
     def set_extra_state(self, state: dict) -> None:
-        self.generator.set_state(state["generator"].cpu())
+        if len(state["generator"]) == len(self.generator.get_state()):  # else it is of another kind of device
+            self.generator.set_state(state["generator"].cpu())
         self.gradient_steps = state["gradient_steps"]
 
 
@@ -412,6 +415,7 @@ def check_args(args: Args) -> None:
         if not getattr(args, name) > 0:
             raise UsageError(f"--{name.replace('_', '-')} must be positive, not {getattr(args, name)}")
     for ok, message in (
+        (0 <= args.seed < 2**63, "--seed must be at least 0 and below 2**63"),
         (args.num_subnets >= 1, "--num-subnets must be at least 1 (with 1, the TD target is that one: no minimum)"),
         (0 <= args.sparsity < 1, "--sparsity must be at least 0 and below 1: it is the share of parameters removed"),
         (0 <= args.gamma <= 1, "--gamma must lie in [0, 1]"),
@@ -432,7 +436,7 @@ def check_args(args: Args) -> None:
 def check_finite(step: int, **quantities) -> None:
     """Raises RunError that names the first quantity that is NaN or infinite."""
     for name, value in quantities.items():
-        if not torch.isfinite(torch.as_tensor(value)).all():
+        if not torch.isfinite(torch.as_tensor(value, dtype=torch.float32)).all():
             raise RunError(f"step {step}: {name} is not finite, the run stops; the last checkpoint is still good")
 
 
@@ -447,7 +451,8 @@ def write_atomically(path: Path, write) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
-        raise RunError(f"{path} could not be written, what was there is kept: {first_line(error)}") from None
+        reason = getattr(error, "strerror", "is the disk full?")
+        raise RunError(f"{path} could not be written, what was there is kept: {reason}") from None
 
 
 def open_csv(path: Path, columns: str, step: int) -> TextIO:
@@ -479,17 +484,24 @@ def stored_args(folder: Path, args: Args) -> Args:
         raise UsageError(f"{folder} is not a run folder of this program: {first_line(error)}") from None
 
 
-def load_checkpoint(folder: Path, args: Args) -> dict:
-    """The checkpoint in `folder`. Raises RunError when it is damaged, or belongs to other flags or versions."""
+def load_checkpoint(folder: Path, args: Args, *parts) -> dict:
+    """The checkpoint in `folder`, its agent and buffer loaded into `parts`. Raises RunError when it is damaged,
+    made by other flags or versions, or for another network."""
     path = folder / "checkpoint.pt"
     try:
         state = torch.load(path, weights_only=True, map_location=args.device)
         then, now = (about["args"] | about["versions"] for about in (state["about"], describe(args)))
-    except Exception as error:  # whatever torch.load makes of a foreign file
-        raise RunError(f"{path} cannot be used, it is damaged or no checkpoint: {first_line(error)}") from None
-    for name in sorted((then.keys() | now.keys()) - {"python", "run_dir", "resume", "evaluate", "device", "track"}):
-        if then.get(name) != now.get(name):
-            raise RunError(f"{path} was made with {name} = {then.get(name)}, this run has {now.get(name)}")
+        names = (then.keys() | now.keys()) - {"python", "run_dir", "resume", "evaluate", "device", "track"}
+        different = [f"{k} = {then.get(k)}, here {now.get(k)}" for k in sorted(names) if then.get(k) != now.get(k)]
+        for part, name in zip(parts, ("agent", "buffer")) if not different else ():
+            part.load_state_dict(state[name])
+    except pickle.UnpicklingError:
+        raise RunError(f"{path} is refused: to load it would run code, or it is damaged") from None
+    except Exception as error:  # whatever a foreign file makes of torch.load
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise RunError(f"{path} cannot be used, it is damaged or of another program: {reason}") from None
+    if different:
+        raise RunError(f"{path} was made with {different[0]}")
     return state
 
 
@@ -504,18 +516,17 @@ def train(args: Args, make_agent=OMNetSAC) -> nn.Module:
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     folder = args.resume or run_folder(args)
-    if not args.resume and (folder / "args.json").exists():
+    if not args.resume and os.path.exists(folder / "args.json"):
         raise UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --run-dir")
     env, eval_env = make_env(args), make_env(args, folder / "videos" if args.capture_video else None)
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     buffer = ReplayBuffer(min(args.buffer_size, args.total_timesteps), obs_dim, action_dim, args.device)
-    agent = make_agent(args, obs_dim, action_dim)
-    step, seconds = 0, 0.0
-    if args.resume and (folder / "checkpoint.pt").exists():
-        state = load_checkpoint(folder, args)
-        agent.load_state_dict(state["agent"])
-        buffer.load_state_dict(state["buffer"])
-        rng.bit_generator.state, step, seconds = state["rng"], state["step"], state["seconds"]
+    if args.track:
+        try:
+            import wandb
+        except ImportError:
+            raise UsageError("--track needs Weights & Biases: pip install wandb") from None
+        wandb.init(project="omnet-sac", name=folder.name, config=describe(args), sync_tensorboard=True)
     if not args.resume:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -523,15 +534,13 @@ def train(args: Args, make_agent=OMNetSAC) -> nn.Module:
             raise UsageError(f"--run-dir {args.run_dir}: {folder} cannot be made: {error.strerror}") from None
         about = json.dumps(describe(args), indent=2).encode()
         write_atomically(folder / "args.json", lambda file: file.write(about))
+    agent, step, seconds = make_agent(args, obs_dim, action_dim), 0, 0.0
+    if args.resume and (folder / "checkpoint.pt").exists():
+        state = load_checkpoint(folder, args, agent, buffer)
+        rng.bit_generator.state, step, seconds = state["rng"], state["step"], state["seconds"]
     print(f"run folder: {folder}, from step {step}", flush=True)
     train_csv = open_csv(folder / "train.csv", "step,subnet,return,length", step)
     eval_csv = open_csv(folder / "eval.csv", "step,episode,subnet,return,length,seconds", step)
-    if args.track:
-        try:
-            import wandb
-        except ImportError:
-            raise UsageError("--track needs Weights & Biases: pip install wandb") from None
-        wandb.init(project="omnet-sac", name=folder.name, config=describe(args), sync_tensorboard=True)
     board = SummaryWriter(folder, purge_step=step)
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", dynamic_ncols=True)
     start, last_checkpoint, shown = time.time() - seconds, step, {}
@@ -545,12 +554,13 @@ def train(args: Args, make_agent=OMNetSAC) -> nn.Module:
                 action = rng.uniform(-1, 1, action_dim).astype(np.float32)
             else:
                 action = agent.act(obs, subnet, agent.generator)
+            check_finite(step, observation=obs, action=action)
             next_obs, reward, terminated, truncated, _ = env.step(action)
+            step += 1
             check_finite(step, observation=next_obs, reward=reward)
             buffer.add(obs, action, float(reward), next_obs, terminated)
             obs, done = next_obs, terminated or truncated
             episode_return += float(reward)
-            step += 1
             if step > args.learning_starts:
                 metrics = agent.update(buffer)
                 check_finite(step, **metrics)
@@ -583,12 +593,12 @@ def train(args: Args, make_agent=OMNetSAC) -> nn.Module:
 
 def evaluate_run(folder: Path, args: Args, make_agent=OMNetSAC) -> None:
     """Prints the returns of the run in `folder`, per subnetwork, over `args.eval_episodes` episodes."""
+    check_args(args)
     stored = dataclasses.replace(stored_args(folder, args), device=args.device)
-    state = load_checkpoint(folder, stored)
     env = make_env(stored, folder / "videos" if args.capture_video else None)
     quick = dataclasses.replace(stored, compile=False)
     agent = make_agent(quick, env.observation_space.shape[0], env.action_space.shape[0])
-    agent.load_state_dict(state["agent"])
+    state = load_checkpoint(folder, stored, agent)
     results = evaluate(agent, env, args.eval_episodes, [args.seed, state["step"]])
     env.close()
     print(f"{folder}, step {state['step']}: mean return {np.mean([ret for _, ret, _ in results]):.1f}")
@@ -607,7 +617,7 @@ def main(args: Args, make_agent=OMNetSAC) -> None:
             return evaluate_run(args.evaluate, args, make_agent)
         train(stored_args(args.resume, args) if args.resume else args, make_agent)
         print(f"done: curves in {folder}/eval.csv, the agent in {folder}/checkpoint.pt")
-    except (UsageError, RunError) as error:
+    except (UsageError, RunError, OSError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except SystemExit:

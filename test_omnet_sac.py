@@ -1,30 +1,39 @@
 """The method, stated exactly: `pytest` runs all of it in about three minutes on two cores."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
+import pickle
 import re
+import resource
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import types
 import warnings
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import tyro
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import omnet_sac
 from maze_env import GOAL, START, WALLS, move
-from omnet_sac import Adam, Args, ObservationNoise, OMNet, OMNetSAC, ReplayBuffer, evaluate, mlp, train
+from omnet_sac import Adam, Args, ObservationNoise, OMNet, OMNetSAC, ReplayBuffer, evaluate, main, mlp, train
 
 ROOT = Path(__file__).parent
 torch.set_num_threads(1)
@@ -383,10 +392,10 @@ def test_run_folder_holds_the_contract(tmp_path):
 def test_one_subnetwork_per_episode_and_terminated_without_truncated(tmp_path):
     agent = train(small(run_dir=tmp_path, total_timesteps=400), Recorder)
     episodes, previous = [], math.inf
-    for subnet, time in agent.acted:
-        episodes += [[]] if time <= previous else []
+    for subnet, moment in agent.acted:
+        episodes += [[]] if moment <= previous else []
         episodes[-1].append(subnet)
-        previous = time
+        previous = moment
     assert all(len(set(subnets)) == 1 for subnets in episodes) and len({e[0] for e in episodes}) == 5
     rows = agent.buffer.rows
     obs, reward, next_obs, terminated = rows[:, :2], rows[:, 3], rows[:, 4:6], rows[:, 6]
@@ -549,6 +558,366 @@ def test_the_forks_in_the_readme_apply_and_run(number, tmp_path):
 def test_video(tmp_path):
     train(small(run_dir=tmp_path, capture_video=True))
     assert len(list(tmp_path.glob("*/videos/*.mp4"))) == 2  # the first episode of each evaluation
+
+
+# A run is never lost
+
+
+@pytest.fixture(autouse=True)
+def pytest_keeps_ctrl_c(monkeypatch):
+    """`main` in this process must not take the signals away from pytest."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+
+# omnet_sac.py, killed when half of its k-th checkpoint is written
+KILLED_IN_WRITE = """
+import os, runpy, sys
+replace, left = os.replace, int(sys.argv.pop(1))
+def replace_or_die(source, target):
+    global left
+    left -= target.name == "checkpoint.pt"
+    if not left:
+        os.truncate(source, os.path.getsize(source) // 2)
+        os.kill(os.getpid(), 9)
+    replace(source, target)
+os.replace = replace_or_die
+runpy.run_path("omnet_sac.py", run_name="__main__")
+"""
+
+
+def interrupt(folder: Path, flags: list[str], how: str | signal.Signals, when: int) -> str:
+    """Starts a run, and kills it in its `when`-th "write" or sends it a signal soon after that step. Returns stderr."""
+    script = ["-c", KILLED_IN_WRITE, str(when)] if how == "write" else ["omnet_sac.py"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, *script, *flags], cwd=ROOT, env=env, **pipes)
+    if how != "write":
+        next(line for line in process.stdout if line.startswith("run folder"))
+        while process.poll() is None and last_step(folder / "train.csv") < when:
+            time.sleep(0.002)
+        time.sleep(np.random.default_rng().uniform(0, 0.05))  # somewhere in the episode
+        process.send_signal(how)
+    stderr = process.communicate(timeout=300)[1]
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(how, -9), stderr
+    assert how != "write" or (folder / "checkpoint.pt.tmp").exists()
+    return stderr
+
+
+def last_step(csv: Path) -> int:
+    lines = csv.read_text().split("\n")[1:-1] if csv.exists() else []
+    return int(lines[-1].split(",")[0]) if lines else 0
+
+
+def assert_same_run(one: Path, two: Path):
+    """Every row and every number in the checkpoint but the seconds, bit for bit."""
+    assert (one / "train.csv").read_bytes() == (two / "train.csv").read_bytes()
+    rows = ([line.rsplit(",", 1)[0] for line in (f / "eval.csv").read_text().split("\n")] for f in (one, two))
+    assert next(rows) == next(rows)
+    a, b = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (one, two))
+    torch.testing.assert_close([a["agent"], a["buffer"]], [b["agent"], b["buffer"]], rtol=0, atol=0)
+    assert (a["rng"], a["step"]) == (b["rng"], b["step"])
+
+
+RUN = "--env-id Hopper-v4 --total-timesteps 320 --learning-starts 40 --checkpoint-interval 40 --eval-interval 70 "
+RUN += "--eval-episodes 2 --batch-size 16 --hidden-dim 16 --replay-ratio 1 --policy-delay 2 --buffer-size 200 "
+RUN += "--obs-noise 0.01 --run-dir"
+EAGER = [("write", 1), (signal.SIGKILL, 80), (signal.SIGKILL, 120), ("write", 1)]
+EAGER += [(signal.SIGINT, 160), (signal.SIGKILL, 200), (signal.SIGTERM, 240)]
+compiler = pytest.mark.skipif(not shutil.which("g++"), reason="without a C++ compiler there are no compiled runs")
+
+
+@pytest.mark.parametrize(
+    "compiled, interruptions",
+    [("--no-compile", EAGER), pytest.param("--compile", [("write", 2)], marks=compiler)],
+    ids=["eager", "compiled"],
+)
+def test_a_run_killed_again_and_again_is_the_uninterrupted_run(compiled, interruptions, tmp_path, capsys):
+    whole, folder = (tmp_path / name / "Hopper-v4__omnet_sac__1" for name in ("whole", "killed"))
+    main(tyro.cli(Args, args=[compiled, *RUN.split(), str(whole.parent)]))
+    folder.mkdir(parents=True)
+    (folder / "args.json.tmp").write_text('{"args')  # as of a kill at the very start
+    flags = [compiled, *RUN.split(), str(folder.parent)]
+    for how, when in interruptions:
+        stderr = interrupt(folder, flags, how, when)
+        if how in (signal.SIGINT, signal.SIGTERM):
+            assert f"--resume {folder}\n" in stderr and "Traceback" not in stderr
+        flags = ["--resume", str(folder)]
+    main(Args(resume=folder))
+    assert "not possible" not in capsys.readouterr().out  # compiled is compiled
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v4", "Walker2d-v4", "HalfCheetah-v4", "Ant-v4", "Humanoid-v4"])
+def test_a_seeded_reset_is_all_the_state_an_environment_has_between_episodes(env_id):
+    """Why a checkpoint at the end of an episode needs nothing of the environment."""
+    used, fresh = gym.make(env_id), gym.make(env_id)
+    used.action_space.seed(0)
+    for seed in (7, 8):
+        used.reset(seed=seed)
+        for _ in range(50):
+            used.step(used.action_space.sample())
+    np.testing.assert_array_equal(used.reset(seed=9)[0], fresh.reset(seed=9)[0])
+    for _ in range(50):
+        action = used.action_space.sample()
+        one, two = used.step(action), fresh.step(action)
+        np.testing.assert_array_equal(one[0], two[0])
+        assert one[1:4] == two[1:4]
+
+
+# Checkpoints of unknown origin
+
+
+class Evil:
+    """Pickled, it makes a folder when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("finished")
+    train(small(run_dir=run_dir, total_timesteps=60))
+    return next(run_dir.iterdir())
+
+
+def assert_fails(capsys, args: Args, code: int, *words: str, make_agent=OMNetSAC) -> str:
+    """`main` ends with this code, and one sentence with these words after whatever the progress bar said."""
+    with pytest.raises(SystemExit) as stop:
+        main(args, make_agent)
+    *bar, sentence = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == code and sentence.startswith("error: ") and len(sentence) < 600
+    assert all(word in sentence for word in words), sentence
+    assert not any("error" in line.lower() for line in bar) and (code == 1 or not bar)
+    return sentence
+
+
+def edit(change, path: Path):
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+
+
+DAMAGE = {
+    "code": (lambda path: torch.save({"agent": Evil(path.parent / "evil")}, path), "run code"),
+    "pickled code": (lambda path: path.write_bytes(pickle.dumps(Evil(path.parent / "evil"), 2)), "run code"),
+    "half a file": (lambda path: os.truncate(path, path.stat().st_size // 2), "damaged"),
+    "empty": (lambda path: os.truncate(path, 0), "damaged"),
+    "text": (lambda path: path.write_text("step,return\n1,2\n"), "damaged"),
+    "missing": (lambda path: path.unlink(), ""),
+    "tensor": (lambda path: torch.save(torch.zeros(3), path), "damaged"),
+    "environment": (partial(edit, lambda s: s["about"]["args"].update(env_id="Ant-v4")), "env_id = Ant-v4", "Point"),
+    "width": (partial(edit, lambda s: s["about"]["args"].update(hidden_dim=32)), "hidden_dim = 32", "16"),
+    "version": (partial(edit, lambda s: s["about"]["versions"].update(torch="1.0")), "torch = 1.0", torch.__version__),
+    "network": (partial(edit, lambda s: s["agent"].update(theta_target=torch.zeros(3))), "theta_target"),
+    "no network": (partial(edit, lambda s: s.pop("agent")), "agent"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_checkpoint_that_is_not_this_runs_is_refused(damage, finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    spoil, *words = DAMAGE[damage]
+    spoil(folder / "checkpoint.pt")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for how in ("resume", "evaluate")[damage == "missing" :]:  # without a checkpoint a run goes on from its start
+        assert_fails(capsys, Args(**{how: folder}), 1, "checkpoint.pt", *words)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_evaluate_gives_returns_per_subnetwork(finished, capsys):
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    main(Args(evaluate=finished, eval_episodes=7))
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{finished}, step 60: mean return ")
+    assert [line.split(":")[0] for line in lines] == [f"subnetwork {k}" for k in range(5)]
+    assert [line.split("over ")[1] for line in lines] == ["2 episodes"] * 2 + ["1 episodes"] * 3
+    assert {path: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_evaluate_on_another_device(finished, tmp_path):
+    """The state of a generator on a GPU, 16 bytes, means nothing on a CPU."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    gpu = torch.zeros(16, dtype=torch.uint8)
+    edit(lambda state: state["agent"]["_extra_state"].update(generator=gpu), folder / "checkpoint.pt")
+    main(Args(evaluate=folder, eval_episodes=1))
+
+
+def test_a_run_stopped_while_it_compiles_goes_on(finished, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(small(run_dir=tmp_path, total_timesteps=60), lambda *_: sys.exit(130))
+    assert capsys.readouterr().err.strip().endswith(f"--resume {tmp_path / finished.name}")
+    main(Args(resume=tmp_path / finished.name))
+    assert_same_run(finished, tmp_path / finished.name)
+
+
+def test_a_finished_run_resumes_to_itself(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    main(Args(resume=folder))
+    assert_same_run(finished, folder)
+
+
+# Bad input never costs more than a sentence
+
+
+def point(**attributes):
+    return type("Variant", (Point,), attributes)
+
+
+gym.register("Unbounded-v0", point(action_space=gym.spaces.Box(-np.inf, np.inf, (1,))))
+gym.register("HalfBounded-v0", point(action_space=gym.spaces.Box(0, np.inf, (1,))))
+gym.register("Sequence-v0", point(observation_space=gym.spaces.Sequence(gym.spaces.Discrete(2))))
+gym.register("Integers-v0", point(action_space=gym.spaces.Box(0, 3, (1,), np.int32)))
+SIZES = "total_timesteps learning_starts replay_ratio policy_delay batch_size buffer_size hidden_dim eval_episodes"
+SIZES = [*SIZES.split(), "checkpoint_interval", "learning_rate"]
+
+
+@pytest.mark.parametrize(
+    "words, flags",
+    [
+        *[(f"--{name.replace('_', '-')} must be positive", {name: value}) for name in SIZES for value in (0, -5)],
+        ("did you mean Hopper-v4", {"env_id": "Hoper-v4"}),
+        ("no_such_module", {"env_id": "no_such_module:Maze-v0"}),
+        ("Discrete(2)", {"env_id": "CartPole-v1"}),
+        ("Box(-inf, inf", {"env_id": "Unbounded-v0"}),
+        ("Box(0.0, inf", {"env_id": "HalfBounded-v0"}),
+        ("Box(0, 3, (1,), int32", {"env_id": "Integers-v0"}),
+        ("observations must flatten", {"env_id": "Sequence-v0"}),
+        ("--sparsity", {"sparsity": 1.0}),
+        ("--sparsity", {"sparsity": -0.1}),
+        ("--sparsity", {"sparsity": np.nan}),
+        ("--num-subnets must be at least 1 (with 1, the TD target is that one: no minimum)", {"num_subnets": 0}),
+        ("--batch-size must not exceed --learning-starts", {"batch_size": 41}),
+        ("--total-timesteps must exceed --learning-starts", {"total_timesteps": 40}),
+        ("--gamma", {"gamma": 1.01}),
+        ("--tau", {"tau": 0.0}),
+        ("--seed", {"seed": -1}),
+        ("--obs-noise", {"obs_noise": -0.1}),
+        ("--eval-interval", {"eval_interval": -1}),
+        ("--device cuda:99 cannot be used here, try --device cpu", {"device": "cuda:99"}),
+        ("--device nonsense cannot be used here, try --device cpu", {"device": "nonsense"}),
+        ("needs 28000.0 GB, ", {"total_timesteps": 10**12, "buffer_size": 10**12}),
+        ("--run-dir file/runs", {"run_dir": Path("file/runs")}),
+        ("--run-dir /proc/runs", {"run_dir": Path("/proc/runs")}),
+        ("--run-dir xxx", {"run_dir": Path("x" * 256)}),  # stat itself fails, as in a folder one may not enter
+        ("pip install wandb", {"track": True}),
+        ("MoviePy is not installed", {"capture_video": True}),
+        ("nowhere", {"resume": Path("nowhere")}),
+        ("nowhere", {"evaluate": Path("nowhere")}),
+    ],
+    ids=str,
+)
+def test_bad_input_costs_one_sentence_and_writes_nothing(words, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "moviepy", None)
+    Path("file").touch()
+    assert_fails(capsys, small(**flags), 2, words)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("flags", [{"eval_episodes": 0}, {"device": "nonsense"}])
+def test_bad_input_to_evaluate(flags, finished, capsys):
+    assert_fails(capsys, Args(evaluate=finished, **flags), 2, f"--{next(iter(flags)).replace('_', '-')}")
+
+
+def test_a_run_that_is_there_is_not_touched(finished, capsys):
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in finished.iterdir()}
+    assert_fails(capsys, small(run_dir=finished.parent), 2, f"--resume {finished}", "--run-dir")
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in finished.iterdir()} == before
+
+
+def test_bad_input_from_the_shell(tmp_path):
+    result = cli("--env-id=Antt-v4", "--run-dir", tmp_path)
+    assert result.returncode == 2 and not result.stdout and not list(tmp_path.iterdir())
+    assert result.stderr.strip().startswith("error: --env-id Antt-v4") and result.stderr.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("flags", [["--hidden-dim", "x"], ["--total-timesteps", "3e5"], ["--matmul-precision", "low"]])
+def test_flags_that_do_not_parse(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tyro.cli(Args, args=flags)
+    assert stop.value.code == 2 and flags[0] in capsys.readouterr().err
+
+
+def failing(**flags) -> Args:
+    """Checkpoints at every second or third episode, and few updates."""
+    return small(total_timesteps=100, learning_starts=80, replay_ratio=1, checkpoint_interval=20, **flags)
+
+
+def assert_goes_on(folder: Path):
+    """The checkpoint that the failed run left is good."""
+    path = folder / "checkpoint.pt"
+    assert 0 < torch.load(path, weights_only=True)["step"] < 100 and not path.with_name(path.name + ".tmp").exists()
+    main(Args(resume=folder))
+    assert torch.load(path, weights_only=True)["step"] == 100
+
+
+@pytest.mark.parametrize("limit", [20_000, 1], ids=["checkpoint", "train.csv"])
+def test_a_full_disk_leaves_the_last_checkpoint_good(limit, tmp_path, monkeypatch, capsys):
+    healthy, calls, unlimited = Point.step, itertools.count(1), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def step(self, action):
+        if next(calls) == 90:  # from now on no file can grow beyond `limit` bytes
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
+        return healthy(self, action)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Point, "step", step)
+        try:
+            args = failing(run_dir=tmp_path, eval_interval=0)
+            assert re.search("disk full|File too large", assert_fails(capsys, args, 1))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert_goes_on(next(tmp_path.iterdir()))
+
+
+# What is not finite stops the run
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e39])  # 1e39: infinite in float32
+@pytest.mark.parametrize("method, position, call", [("step", 0, 90), ("step", 1, 90), ("reset", 0, 6)])
+def test_a_non_finite_number_from_the_environment(method, position, call, value, tmp_path, monkeypatch, capsys):
+    healthy, calls = getattr(Point, method), itertools.count(1)
+
+    def broken(self, *args, **kwargs):
+        result = list(healthy(self, *args, **kwargs))
+        if next(calls) == call:
+            result[position] = (np.array([value, 0.0]), value)[position]
+        return tuple(result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Point, method, broken)
+        args = failing(run_dir=tmp_path, eval_interval=0)
+        sentence = f"{('observation', 'reward')[position]} is not finite"
+        assert_fails(capsys, args, 1, "step 90: " if method == "step" else "step ", sentence, "checkpoint")
+    assert_goes_on(next(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize("name", ["critic.theta", "actor.theta", "theta_target", "log_alpha", "critic_adam.v"])
+def test_a_non_finite_parameter(name, tmp_path, capsys):
+    class Poisoned(OMNetSAC):
+        def update(self, buffer):
+            metrics = super().update(buffer)
+            if self.gradient_steps == 10:
+                self.state_dict()[name].view(-1)[0] = torch.nan
+            return metrics
+
+    args = failing(run_dir=tmp_path, eval_interval=0)
+    assert_fails(capsys, args, 1, "step 9", "is not finite", "checkpoint", make_agent=Poisoned)
+    assert_goes_on(next(tmp_path.iterdir()))
+
+
+def test_twenty_runs_in_one_process_leave_memory_files_and_threads_as_they_were(tmp_path):
+    process, after = psutil.Process(), []
+    for seed in range(20):
+        train(small(run_dir=tmp_path, seed=seed, total_timesteps=50, eval_episodes=1, replay_ratio=1))
+        after.append((process.memory_info().rss / 1e6, process.num_fds(), process.num_threads()))
+    print(f"MB, open files, threads after run 5: {after[4]}, after run 20: {after[19]}")
+    assert after[19][0] - after[4][0] < 10 and after[19][1] <= after[4][1] and after[19][2] <= after[4][2]
 
 
 # The maze
