@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 import warnings
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -545,49 +546,48 @@ def train(args: Args, make_agent=OMNetSAC) -> nn.Module:
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", dynamic_ncols=True)
     start, last_checkpoint, shown = time.time() - seconds, step, {}
 
-    while step < args.total_timesteps:
-        subnet = int(rng.integers(agent.num_actor_subnets))  # Section 3.3: one subnetwork for the whole episode
-        obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seeded per episode: no environment state to checkpoint
-        episode_return, episode_start, done = 0.0, step, False
-        while not done and step < args.total_timesteps:
-            if step < args.learning_starts:
-                action = rng.uniform(-1, 1, action_dim).astype(np.float32)
-            else:
-                action = agent.act(obs, subnet, agent.generator)
-            check_finite(step, observation=obs, action=action)
-            next_obs, reward, terminated, truncated, _ = env.step(action)
-            step += 1
-            check_finite(step, observation=next_obs, reward=reward)
-            buffer.add(obs, action, float(reward), next_obs, terminated)
-            obs, done = next_obs, terminated or truncated
-            episode_return += float(reward)
-            if step > args.learning_starts:
-                metrics = agent.update(buffer)
-                check_finite(step, **metrics)
-                if step % 1000 == 0:
-                    for name, value in metrics.items():
-                        board.add_scalar(f"losses/{name}", value.item(), step)
-            if args.eval_interval and step % args.eval_interval == 0:
-                results = evaluate(agent, eval_env, args.eval_episodes, [args.seed, step])
-                for episode, result in enumerate(results):
-                    print(step, episode, *result, round(time.time() - start, 1), sep=",", file=eval_csv, flush=True)
-                mean_return = np.mean([ret for _, ret, _ in results])
-                board.add_scalar("eval/return", mean_return, step)
-                shown["eval"] = f"{mean_return:.1f}"
-            bar.update()
-        if done:
-            print(step, subnet, episode_return, step - episode_start, sep=",", file=train_csv, flush=True)
-            board.add_scalar("charts/episodic_return", episode_return, step)
-            board.add_scalar("charts/SPS", step / (time.time() - start), step)
-            bar.set_postfix(episode=f"{episode_return:.1f}", **shown)
-        if step - last_checkpoint >= args.checkpoint_interval or step == args.total_timesteps:
-            check_finite(step, **dict(agent.named_parameters()), **dict(agent.named_buffers()))
-            state = {"about": describe(args), "agent": agent.state_dict(), "buffer": buffer.state_dict()}
-            state |= {"rng": rng.bit_generator.state, "step": step, "seconds": time.time() - start}
-            write_atomically(folder / "checkpoint.pt", partial(torch.save, state))
-            last_checkpoint = step
-    for resource in (bar, board, train_csv, eval_csv, env, eval_env):
-        resource.close()
+    with closing(env), closing(eval_env), closing(board), train_csv, eval_csv, bar:
+        while step < args.total_timesteps:
+            subnet = int(rng.integers(agent.num_actor_subnets))  # Section 3.3: one subnetwork for the whole episode
+            obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seeded per episode: no environment state to checkpoint
+            episode_return, episode_start, done = 0.0, step, False
+            while not done and step < args.total_timesteps:
+                if step < args.learning_starts:
+                    action = rng.uniform(-1, 1, action_dim).astype(np.float32)
+                else:
+                    action = agent.act(obs, subnet, agent.generator)
+                check_finite(step, observation=obs, action=action)
+                next_obs, reward, terminated, truncated, _ = env.step(action)
+                step += 1
+                check_finite(step, observation=next_obs, reward=reward)
+                buffer.add(obs, action, float(reward), next_obs, terminated)
+                obs, done = next_obs, terminated or truncated
+                episode_return += float(reward)
+                if step > args.learning_starts:
+                    metrics = agent.update(buffer)
+                    check_finite(step, **metrics)
+                    if step % 1000 == 0:
+                        for name, value in metrics.items():
+                            board.add_scalar(f"losses/{name}", value.item(), step)
+                if args.eval_interval and step % args.eval_interval == 0:
+                    results = evaluate(agent, eval_env, args.eval_episodes, [args.seed, step])
+                    for episode, result in enumerate(results):
+                        print(step, episode, *result, round(time.time() - start, 1), sep=",", file=eval_csv, flush=True)
+                    mean_return = np.mean([ret for _, ret, _ in results])
+                    board.add_scalar("eval/return", mean_return, step)
+                    shown["eval"] = f"{mean_return:.1f}"
+                bar.update()
+            if done:
+                print(step, subnet, episode_return, step - episode_start, sep=",", file=train_csv, flush=True)
+                board.add_scalar("charts/episodic_return", episode_return, step)
+                board.add_scalar("charts/SPS", step / (time.time() - start), step)
+                bar.set_postfix(episode=f"{episode_return:.1f}", **shown)
+            if step - last_checkpoint >= args.checkpoint_interval or step == args.total_timesteps:
+                check_finite(step, **dict(agent.named_parameters()), **dict(agent.named_buffers()))
+                state = {"about": describe(args), "agent": agent.state_dict(), "buffer": buffer.state_dict()}
+                state |= {"rng": rng.bit_generator.state, "step": step, "seconds": time.time() - start}
+                write_atomically(folder / "checkpoint.pt", partial(torch.save, state))
+                last_checkpoint = step
     return agent
 
 
