@@ -329,12 +329,6 @@ class OMNetSAC(nn.Module):
         self.alpha_adam.step(self.log_alpha, entropy - self.target_entropy)
         return torch.stack([loss, entropy, alpha])
 
-    def critic_steps(self, batches, masks, target_masks, actor_masks, noises) -> torch.Tensor:
-        """Critic steps in a row: one compiled graph of a few of them wastes less time between the graphs."""
-        for step in zip(batches, masks, target_masks, actor_masks, noises):
-            metrics = self.critic_step(*step)
-        return metrics
-
     def update(self, buffer: ReplayBuffer) -> dict[str, torch.Tensor]:
         """The gradient steps of one environment step; draws all their random numbers, the steps draw none."""
         args, generator, steps, metrics = self.args, self.generator, self.args.replay_ratio, {}
@@ -343,15 +337,14 @@ class OMNetSAC(nn.Module):
         target_masks = self.critic.select(steps, 2, generator)  # i'_1 and i'_2
         actor_masks = self.actor.select(steps, 1, generator)[:, 0]  # i''
         noises = torch.randn(steps, args.batch_size, self.action_dim, generator=generator, device=args.device)
-        drawn, k = (batches, masks, target_masks, actor_masks, noises), math.gcd(steps, args.policy_delay, 4)
-        for start in range(0, steps, k):
-            metrics["critic_loss, q_value"] = self.critic_steps(*(tensor[start : start + k] for tensor in drawn))
-            self.gradient_steps += k
+        for batch, mask, pair, actor_mask, noise in zip(batches, masks, target_masks, actor_masks, noises):
+            metrics["critic_loss, q_value"] = self.critic_step(batch, mask, pair, actor_mask, noise)
+            self.gradient_steps += 1
             if self.gradient_steps % args.policy_delay == 0:
-                obs = batches[start + k - 1, :, : self.obs_dim]
                 mask = self.actor.select(1, 1, generator)[0, 0]
                 critic_masks = self.critic.select(1, args.num_subnets, generator)[0]
-                noise = torch.randn(noises.shape[1:], generator=generator, device=args.device)
+                noise = torch.randn(noise.shape, generator=generator, device=args.device)
+                obs = batch[:, : self.obs_dim]
                 metrics["actor_loss, entropy, alpha"] = self.actor_step(obs, mask, critic_masks, noise)
         return {name: value for names, values in metrics.items() for name, value in zip(names.split(", "), values)}
 
@@ -367,7 +360,7 @@ class OMNetSAC(nn.Module):
         options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}  # every call has the same shapes
         options |= {"triton.cudagraphs": True} if "cuda" in self.args.device else {"cpp_wrapper": True}
         compiled = partial(torch.compile, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options)
-        self.critic_steps, self.actor_step = compiled(self.critic_steps), compiled(self.actor_step)
+        self.critic_step, self.actor_step = compiled(self.critic_step), compiled(self.actor_step)
         print("compiling the update ...", end=" ", flush=True)
         start, state = time.time(), copy.deepcopy(self.state_dict())
         try:
@@ -375,7 +368,7 @@ class OMNetSAC(nn.Module):
                 self.update(ReplayBuffer(1, self.obs_dim, self.action_dim, self.args.device, added=1))
             print(f"{time.time() - start:.0f} s", flush=True)
         except RuntimeError as error:
-            del self.critic_steps, self.actor_step
+            del self.critic_step, self.actor_step
             print(f"not possible here, the run goes on without, more slowly: {first_line(error)}", flush=True)
         self.load_state_dict(state)
 

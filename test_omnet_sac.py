@@ -492,7 +492,7 @@ def test_compiled_and_eager_updates_are_the_same(device):
         agents.append(OMNetSAC(Args(**TASTE, compile=compiled, device=device), 3, 1))
         for _ in range(5):
             metrics = agents[-1].update(filled_buffer(agents[-1]))
-    assert agents[0].gradient_steps == 100 and "critic_steps" in vars(agents[0]) and metrics["alpha"] < 1
+    assert agents[0].gradient_steps == 100 and "critic_step" in vars(agents[0]) and metrics["alpha"] < 1
     one, other = (dict(agent.named_parameters()) | dict(agent.named_buffers()) for agent in agents)
     for name in one:
         torch.testing.assert_close(one[name], other[name], atol=1e-6, rtol=1e-5, msg=name)
@@ -605,25 +605,28 @@ def assert_same_run(one: Path, two: Path):
     assert (a["rng"], a["step"]) == (b["rng"], b["step"])
 
 
-RUN = "--env-id Hopper-v4 --total-timesteps 320 --learning-starts 40 --checkpoint-interval 40 --eval-interval 70 "
-RUN += "--eval-episodes 2 --batch-size 16 --hidden-dim 16 --replay-ratio 1 --policy-delay 2 --buffer-size 200 "
-RUN += "--obs-noise 0.01 --run-dir"
+RUN = "--no-compile --env-id Hopper-v4 --total-timesteps 320 --learning-starts 40 --checkpoint-interval 40 "
+RUN += "--eval-interval 70 --eval-episodes 2 --batch-size 16 --hidden-dim 16 --replay-ratio 1 --policy-delay 2 "
+RUN += "--buffer-size 200 --obs-noise 0.01 --run-dir"
+COMPILED = "--env-id Pendulum-v1 --hidden-dim 64 --total-timesteps 420 --learning-starts 300 --checkpoint-interval 100 "
+COMPILED += "--eval-interval 350 --eval-episodes 1 --run-dir"  # the shapes of TASTE, which are compiled already
 EAGER = [("write", 1), (signal.SIGKILL, 80), (signal.SIGKILL, 120), ("write", 1)]
 EAGER += [(signal.SIGINT, 160), (signal.SIGKILL, 200), (signal.SIGTERM, 240)]
 compiler = pytest.mark.skipif(not shutil.which("g++"), reason="without a C++ compiler there are no compiled runs")
 
 
 @pytest.mark.parametrize(
-    "compiled, interruptions",
-    [("--no-compile", EAGER), pytest.param("--compile", [("write", 2)], marks=compiler)],
+    "run, interruptions",
+    [(RUN, EAGER), pytest.param(COMPILED, [("write", 2)], marks=compiler)],
     ids=["eager", "compiled"],
 )
-def test_a_run_killed_again_and_again_is_the_uninterrupted_run(compiled, interruptions, tmp_path, capsys):
-    whole, folder = (tmp_path / name / "Hopper-v4__omnet_sac__1" for name in ("whole", "killed"))
-    main(tyro.cli(Args, args=[compiled, *RUN.split(), str(whole.parent)]))
+def test_a_run_killed_again_and_again_is_the_uninterrupted_run(run, interruptions, tmp_path, capsys):
+    env_id = re.search(r"--env-id (\S+)", run)[1]
+    whole, folder = (tmp_path / name / f"{env_id}__omnet_sac__1" for name in ("whole", "killed"))
+    main(tyro.cli(Args, args=[*run.split(), str(whole.parent)]))
     folder.mkdir(parents=True)
     (folder / "args.json.tmp").write_text('{"args')  # as of a kill at the very start
-    flags = [compiled, *RUN.split(), str(folder.parent)]
+    flags = [*run.split(), str(folder.parent)]
     for how, when in interruptions:
         stderr = interrupt(folder, flags, how, when)
         if how in (signal.SIGINT, signal.SIGTERM):

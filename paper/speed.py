@@ -244,7 +244,7 @@ def measure(args: Args, make_agent, threads: int, seconds: float, peers: bool) -
         row["precision"] = "" if name.startswith("sbx") else args.matmul_precision  # JAX has its own
         rows.append(row | {"rounds": f"{args.replay_ratio * min(rate):.0f}-{args.replay_ratio * max(rate):.0f}"})
     ours, floor_ms = rows[0], 1e3 * median(floors)
-    ours["compiled"] = str("critic_steps" in vars(agent))  # false too where compiling failed
+    ours["compiled"] = str("critic_step" in vars(agent))  # false too where compiling failed
     ours |= {"gflop_per_update": products.flop / num_updates / 1e9, "floor_ms": floor_ms}
     ours |= {"ratio_to_floor": ours["ms_per_update"] / floor_ms, "peak_mb": peak_mb, "act_us": 1e6 * median(latencies)}
     return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
