@@ -158,9 +158,7 @@ class OMNet(nn.Module):
         params = dict(net.named_parameters())
         self.shapes = {name: param.shape for name, param in params.items()}
         self.theta = nn.Parameter(torch.cat([param.detach().flatten() for param in params.values()]), False)
-        self.call = partial(
-            functional_call, net
-        )  # hides net from nn.Module: its structure is used, its weights are not
+        self.call = partial(functional_call, net)  # hides net from nn.Module: only its structure is used
 
         norms = {param for m in net.modules() if "Norm" in type(m).__name__ for param in m.parameters(recurse=False)}
         p_one = [torch.full((param.numel(),), 1 - sparsity * (param not in norms)) for param in params.values()]
