@@ -171,20 +171,22 @@ class OMNet(nn.Module):
         return torch.bernoulli(self.p_one.expand(k, -1), generator=generator).to(torch.uint8)
 
     def select(self, steps: int, k: int, generator=None) -> torch.Tensor:
-        """Masks (steps, min(k, N), n): per step k different subnetworks, chosen uniformly; fresh ones if dynamic."""
+        """Per step k different subnetworks, chosen uniformly: i (steps, min(k, N)); if dynamic, new masks instead."""
         if self.dynamic:
             return self.draw(steps * k, generator).view(steps, k, -1)
-        keys = torch.rand(steps, len(self.masks), generator=generator, device=self.masks.device)
-        index = keys.argsort(dim=1)[:, :k]
-        return self.masks.index_select(0, index.flatten()).view(*index.shape, -1)
+        return torch.rand(steps, len(self.masks), generator=generator, device=self.masks.device).argsort(1)[:, :k]
 
-    def forward(self, theta: torch.Tensor, mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """f_{theta * m}(x): the output of `net` for one mask (n,), the k outputs stacked for masks (k, n)."""
-        if mask.dim() == 2:
-            chunk = 1 if mask.device.type == "cpu" else None  # on a CPU one at a time stays in the cache: 7% faster
-            return torch.vmap(lambda m: self(theta, m, x), chunk_size=chunk)(mask)
-        views = (theta * mask).split([shape.numel() for shape in self.shapes.values()])
-        return self.call({name: view.view(shape) for view, (name, shape) in zip(views, self.shapes.items())}, (x,))
+    def forward(self, theta: torch.Tensor, i: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The outputs (k, ...) of the subnetworks f_{theta * m_i}(x) for what `select` gave for a step."""
+        masks = i if self.dynamic else self.masks[i]
+        if masks.device.type == "cpu":  # one after another: each stays in the cache
+            return torch.stack([self.subnet(theta * mask, x) for mask in masks])
+        return torch.vmap(self.subnet, (0, None))(theta * masks, x)
+
+    def subnet(self, theta: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """f_theta(x): `net` with the entries of the vector theta (n,) as its parameters."""
+        views = theta.split([shape.numel() for shape in self.shapes.values()])
+        return self.call({name: view.view(shape) for view, (name, shape) in zip(views, self.shapes.items())}, inputs)
 
 
 class Adam(nn.Module):
@@ -257,13 +259,7 @@ class OMNetSAC(nn.Module):
         super().__init__()
         self.args, self.obs_dim, self.action_dim = args, obs_dim, action_dim
         self.generator = torch.Generator(args.device).manual_seed(args.seed)
-        critic = mlp(obs_dim + action_dim, 1, args.hidden_dim).to(args.device)
-        actor = mlp(obs_dim, 2 * action_dim, args.hidden_dim).to(args.device)
-        self.critic = OMNet(critic, args.num_subnets, args.sparsity, self.generator, args.dynamic_masks)
-        if args.actor_subnets:
-            self.actor = OMNet(actor, args.num_subnets, args.sparsity, self.generator, args.dynamic_masks)
-        else:
-            self.actor = OMNet(actor, num_subnets=1, sparsity=0.0)
+        self.critic, self.actor = self.make_networks()
         self.register_buffer("theta_target", self.critic.theta.clone())
         self.register_buffer("log_alpha", torch.zeros((), device=args.device))
         self.critic_adam = Adam(self.critic.theta, args.learning_rate)
@@ -276,50 +272,59 @@ class OMNetSAC(nn.Module):
         if args.compile:
             self.compile_steps()
 
+    def make_networks(self) -> tuple[OMNet, OMNet]:
+        """The critic, (O + A) to 1, and the actor, (O) to means and log stds (2 A)."""
+        args = self.args
+        critic = mlp(self.obs_dim + self.action_dim, 1, args.hidden_dim).to(args.device)
+        actor = mlp(self.obs_dim, 2 * self.action_dim, args.hidden_dim).to(args.device)
+        omnet = partial(OMNet, generator=self.generator, dynamic=args.dynamic_masks)
+        critic = omnet(critic, args.num_subnets, args.sparsity)
+        return critic, omnet(actor, args.num_subnets, args.sparsity) if args.actor_subnets else OMNet(actor, 1, 0.0)
+
     @property
     def num_actor_subnets(self) -> int:
         """Actor subnetworks that can be told apart: N, but 1 for a plain actor and for dynamic masks."""
         return 1 if self.actor.dynamic else len(self.actor.masks)
 
-    def policy(self, phi, mask, obs, noise) -> tuple[torch.Tensor, torch.Tensor]:
+    def policy(self, phi, i, obs, noise) -> tuple[torch.Tensor, torch.Tensor]:
         """Action (B, A) in [-1, 1] and its log-probability (B,) at obs (B, O): a Gaussian squashed by tanh."""
-        mean, log_std = self.actor(phi, mask, obs).chunk(2, dim=-1)
+        mean, log_std = self.actor(phi, i, obs)[0].chunk(2, dim=-1)
         log_std = log_std.clamp(-20, 2)
         u = mean + log_std.exp() * noise
         log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
         log_det = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2), exact for large |u|
         return u.tanh(), (log_normal - log_det).sum(-1)
 
-    def q_value(self, theta, mask, obs_action) -> torch.Tensor:
-        """Q-values (B,) of one critic subnetwork, (k, B) of k, at obs_action (B, O + A)."""
-        return self.critic(theta, mask, obs_action).squeeze(-1)
+    def q_value(self, theta, i, obs_action) -> torch.Tensor:
+        """Q-values (k, B) of k critic subnetworks at obs_action (B, O + A)."""
+        return self.critic(theta, i, obs_action).squeeze(-1)
 
-    def critic_step(self, batch, mask, target_masks, actor_mask, noise) -> torch.Tensor:
+    def critic_step(self, batch, i, i_target, i_next, noise) -> torch.Tensor:
         """Eq. (4): a step on one critic subnetwork, then one of the target. Returns loss and mean Q (2,)."""
-        i = self.obs_dim + self.action_dim
-        obs_action, reward, next_obs, terminated = batch[:, :i], batch[:, i], batch[:, i + 1 : -1], batch[:, -1]
-        next_action, next_log_pi = self.policy(self.actor.theta, actor_mask, next_obs, noise)
-        next_q = self.q_value(self.theta_target, target_masks, torch.cat([next_obs, next_action], -1)).amin(0)
+        end = self.obs_dim + self.action_dim
+        obs_action, reward, next_obs, terminated = batch[:, :end], batch[:, end], batch[:, end + 1 : -1], batch[:, -1]
+        next_action, next_log_pi = self.policy(self.actor.theta, i_next, next_obs, noise)
+        next_q = self.q_value(self.theta_target, i_target, torch.cat([next_obs, next_action], -1)).amin(0)
         next_value = next_q - self.log_alpha.exp() * next_log_pi
         target = reward + self.args.gamma * (1 - terminated) * next_value
 
         def loss_fn(theta):
-            q = self.q_value(theta, mask, obs_action)
-            assert q.shape == target.shape == batch.shape[:1]
-            return (q - target).square().mean(), q.mean()
+            q = self.q_value(theta, i, obs_action)  # (1, B)
+            assert q.shape[1:] == target.shape == batch.shape[:1]
+            return (q - target).square().mean(1).sum(), q.mean()
 
         grad, metrics = grad_and_value(loss_fn, has_aux=True)(self.critic.theta)
         self.critic_adam.step(self.critic.theta, grad)
         self.theta_target.lerp_(self.critic.theta, self.args.tau)
         return torch.stack(metrics)
 
-    def actor_step(self, obs, mask, critic_masks, noise) -> torch.Tensor:
+    def actor_step(self, obs, i, i_critic, noise) -> torch.Tensor:
         """Eq. (5): a step on one actor subnetwork, then one of alpha. Returns loss, entropy, alpha (3,)."""
         alpha = self.log_alpha.exp()
 
         def loss_fn(phi):
-            action, log_pi = self.policy(phi, mask, obs, noise)
-            q = self.q_value(self.critic.theta, critic_masks, torch.cat([obs, action], -1)).mean(0)
+            action, log_pi = self.policy(phi, i, obs, noise)
+            q = self.q_value(self.critic.theta, i_critic, torch.cat([obs, action], -1)).mean(0)
             return (alpha * log_pi - q).mean(), -log_pi.mean()
 
         grad, (loss, entropy) = grad_and_value(loss_fn, has_aux=True)(self.actor.theta)
@@ -331,27 +336,27 @@ class OMNetSAC(nn.Module):
         """The gradient steps of one environment step; draws all their random numbers, the steps draw none."""
         args, generator, steps, metrics = self.args, self.generator, self.args.replay_ratio, {}
         batches = buffer.sample(steps, args.batch_size, generator)
-        masks = self.critic.select(steps, 1, generator)[:, 0]  # i ~ U[1, N]
-        target_masks = self.critic.select(steps, 2, generator)  # i'_1 and i'_2
-        actor_masks = self.actor.select(steps, 1, generator)[:, 0]  # i''
-        noises = torch.randn(steps, args.batch_size, self.action_dim, generator=generator, device=args.device)
-        for batch, mask, pair, actor_mask, noise in zip(batches, masks, target_masks, actor_masks, noises):
-            metrics["critic_loss, q_value"] = self.critic_step(batch, mask, pair, actor_mask, noise)
+        i = self.critic.select(steps, 1, generator)  # the subnetwork to update
+        i_target = self.critic.select(steps, 2, generator)  # i'_1 and i'_2
+        i_next = self.actor.select(steps, 1, generator)  # i''
+        noise = torch.randn(steps, args.batch_size, self.action_dim, generator=generator, device=args.device)
+        for inputs in zip(batches, i, i_target, i_next, noise):
+            metrics["critic_loss, q_value"] = self.critic_step(*inputs)
             self.gradient_steps += 1
             if self.gradient_steps % args.policy_delay == 0:
-                mask = self.actor.select(1, 1, generator)[0, 0]
-                critic_masks = self.critic.select(1, args.num_subnets, generator)[0]
-                noise = torch.randn(noise.shape, generator=generator, device=args.device)
-                obs = batch[:, : self.obs_dim]
-                metrics["actor_loss, entropy, alpha"] = self.actor_step(obs, mask, critic_masks, noise)
+                obs = inputs[0][:, : self.obs_dim]
+                i_actor = self.actor.select(1, 1, generator)[0]
+                i_all = self.critic.select(1, args.num_subnets, generator)[0]
+                fresh_noise = torch.empty_like(noise[0]).normal_(generator=generator)
+                metrics["actor_loss, entropy, alpha"] = self.actor_step(obs, i_actor, i_all, fresh_noise)
         return {name: value for names, values in metrics.items() for name, value in zip(names.split(", "), values)}
 
     def act(self, obs: np.ndarray, subnet: int, generator: torch.Generator, deterministic: bool = False) -> np.ndarray:
         """Action (A,) of actor subnetwork `subnet` at obs (O,); deterministic: tanh of the mean."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device)
         noise = torch.randn(self.action_dim, generator=generator, device=self.args.device)
-        mask = self.actor.draw(1, generator)[0] if self.actor.dynamic else self.actor.masks[subnet]
-        return self.policy(self.actor.theta, mask, obs, noise * (not deterministic))[0].cpu().numpy()
+        i = self.actor.draw(1, generator) if self.actor.dynamic else [subnet]
+        return self.policy(self.actor.theta, i, obs, noise * (not deterministic))[0].cpu().numpy()
 
     def compile_steps(self) -> None:
         """Compiles both steps and says how long it took; without a working compiler says so and stays eager."""
@@ -359,6 +364,7 @@ class OMNetSAC(nn.Module):
         options |= {"triton.cudagraphs": True} if "cuda" in self.args.device else {"cpp_wrapper": True}
         compiled = partial(torch.compile, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options)
         self.critic_step, self.actor_step = compiled(self.critic_step), compiled(self.actor_step)
+        torch.empty(2**25 - 2**14, dtype=torch.uint8)  # having freed it, glibc gives no memory back: 7% faster
         print("compiling the update ...", end=" ", flush=True)
         start, state = time.time(), copy.deepcopy(self.state_dict())
         try:
@@ -505,6 +511,7 @@ def train(args: Args, make_agent=OMNetSAC) -> nn.Module:
     """
     check_args(args)
     torch.set_float32_matmul_precision(args.matmul_precision)
+    torch.set_num_threads(min(2, torch.get_num_threads()))  # 1.4x as fast as one; OMP_NUM_THREADS=1 is kept
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     folder = args.resume or run_folder(args)

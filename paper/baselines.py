@@ -1,0 +1,189 @@
+"""Every method that the paper compares OMNet-SAC with (Section 4.1): one ensemble of critics with a few knobs.
+
+    python -m paper.baselines redq --env-id Ant-v4
+
+Loop, buffer, policy, optimizers, evaluation and checkpoints are those of omnet_sac.py, so that a difference between two
+curves is a difference between two methods. `omnet-sac` is there too, for what a probe records beside the run.
+"""
+
+import copy
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Union
+
+import torch
+import torch.nn as nn
+import tyro
+from tyro.conf import Suppress
+
+import omnet_sac
+from omnet_sac import Args, OMNet, OMNetSAC, ReplayBuffer, UsageError, mlp
+from paper.probes import Probes, probed
+
+# Table 1 of the paper, for DroQ and Sin-DroQ; elsewhere the 0.01 of DroQ's authors
+DROPOUT = {
+    2: {"Hopper-v4": 0.001, "Walker2d-v4": 0.003, "Ant-v4": 0.01, "Humanoid-v4": 0.03},
+    1: {"Hopper-v4": 0.001, "Walker2d-v4": 0.01, "Ant-v4": 0.1, "Humanoid-v4": 0.01},
+}
+
+
+@dataclass
+class OMNetArgs(Probes, Args):
+    """OMNet-SAC: one critic with N masked subnetworks."""
+
+
+@dataclass(kw_only=True)
+class Baseline(Probes, Args):
+    """An actor and an ensemble of critics; the target is the minimum over two of them. The defaults are the paper's."""
+
+    method: Suppress[str]
+    num_critics: int = 2
+    """critics in the ensemble, all of them updated in every gradient step"""
+    layer_norm: bool = False
+    """layer normalisation in the critics"""
+    dropout: float | None = 0.0
+    """probability of dropout in the critics, active in target and updates; None: the paper's Table 1"""
+    reset_interval: int = 0
+    """environment steps after which networks, optimizers and alpha start afresh (SR-SAC); 0: never"""
+    actor_minimum: bool = False
+    """the actor climbs the minimum over the critics instead of their mean"""
+    num_subnets: Suppress[int] = 1
+    sparsity: Suppress[float] = 0.0
+    dynamic_masks: Suppress[bool] = False
+    actor_subnets: Suppress[bool] = False
+
+
+ONCE, RESET = {"replay_ratio": 1, "policy_delay": 1}, {"reset_interval": 100_000}
+METHODS = {
+    "omnet-sac": ("one critic, N masked subnetworks", OMNetArgs()),
+    "sac": ("Haarnoja et al., 2018: replay ratio 1", Baseline(method="sac", actor_minimum=True, **ONCE)),
+    "sac-20": ("SAC at replay ratio 20", Baseline(method="sac_20")),
+    "redq": ("Chen et al., 2021: ten critics", Baseline(method="redq", num_critics=10)),
+    "droq": ("Hiraoka et al., 2021: dropout", Baseline(method="droq", layer_norm=True, dropout=None)),
+    "sr-sac": ("D'Oro et al., 2022: resets", Baseline(method="sr_sac", **RESET)),
+    "sin-sac": ("SAC-20 with one critic", Baseline(method="sin_sac", num_critics=1)),
+    "sin-droq": ("DroQ with one", Baseline(method="sin_droq", num_critics=1, layer_norm=True, dropout=None)),
+    "sr-sin-sac": ("SR-SAC with one", Baseline(method="sr_sin_sac", num_critics=1, **RESET)),
+}
+
+
+class Dropout(nn.Module):
+    """`net` with dropout after each hidden linear layer. What is kept is an input, as compiled steps draw nothing."""
+
+    def __init__(self, net: nn.Sequential, p: float):
+        super().__init__()
+        self.net, self.p = net, p
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """keep (2, B, hidden_dim): 1 where the output of a hidden layer is kept."""
+        hidden = iter(keep)
+        for layer in self.net[:-1]:
+            x = layer(x)
+            if isinstance(layer, nn.Linear):
+                x = x * next(hidden) / (1 - self.p)
+        return self.net[-1](x)
+
+
+class Ensemble(OMNet):
+    """Separate critics behind the interface of OMNet: theta (E * n,) holds the parameters of E networks."""
+
+    def __init__(self, nets: list[nn.Module], keep_shape: tuple[int, ...]):
+        super().__init__(nets[0], num_subnets=1, sparsity=0.0)
+        self.theta = nn.Parameter(torch.cat([OMNet(net, 1, 0.0).theta for net in nets]), False)
+        self.num_critics, self.keep_shape = len(nets), keep_shape
+        self.dropout = nets[0].p if isinstance(nets[0], Dropout) else 0.0
+
+    def select(self, steps: int, k: int, generator=None) -> torch.Tensor:
+        """Where OMNet takes one subnetwork (k = 1), all critics; else k different ones. i (steps, k), or with dropout
+        what each pass keeps (steps, k, 2, B, hidden_dim): all critics take part then, a single one in every pass."""
+        num_passes = self.num_critics if k == 1 else k
+        if self.dropout:
+            keep = torch.empty(steps, num_passes, *self.keep_shape, dtype=torch.uint8, device=self.theta.device)
+            return keep.bernoulli_(1 - self.dropout, generator=generator)
+        keys = torch.rand(steps, self.num_critics, generator=generator, device=self.theta.device)
+        return keys.argsort(1)[:, :num_passes]
+
+    def forward(self, theta: torch.Tensor, i: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The outputs (k, B, 1) of the critics chosen by `select`."""
+        critics = theta.view(self.num_critics, -1)
+        if self.dropout:
+            return torch.stack([self.subnet(critics[j % self.num_critics], x, keep) for j, keep in enumerate(i)])
+        critics = critics if len(i) == self.num_critics else critics[i]
+        return torch.vmap(self.subnet, (0, None))(critics, x)
+
+
+class EnsembleSAC(OMNetSAC):
+    """SAC, REDQ, DroQ and their variants: as OMNet-SAC, with an ensemble of critics and a plain actor."""
+
+    def make_networks(self) -> tuple[OMNet, OMNet]:
+        args = self.args
+        table = DROPOUT[1 if args.num_critics == 1 else 2]
+        dropout = table.get(args.env_id, 0.01) if args.dropout is None else args.dropout
+
+        def make_critic() -> nn.Module:
+            net = mlp(self.obs_dim + self.action_dim, 1, args.hidden_dim).to(args.device)
+            net = net if args.layer_norm else without_layer_norm(net)
+            return Dropout(net, dropout) if dropout else net
+
+        actor = without_layer_norm(mlp(self.obs_dim, 2 * self.action_dim, args.hidden_dim).to(args.device))
+        critics = [make_critic() for _ in range(args.num_critics)]
+        return Ensemble(critics, keep_shape=(2, args.batch_size, args.hidden_dim)), OMNet(actor, 1, 0.0)
+
+    def q_value(self, theta, i, obs_action) -> torch.Tensor:
+        q = super().q_value(theta, i, obs_action)
+        is_actor_loss = theta is self.critic.theta  # the critic's loss has a theta of its own, to differentiate
+        return q.amin(0, keepdim=True) if self.args.actor_minimum and is_actor_loss else q
+
+    def update(self, buffer: ReplayBuffer) -> dict[str, torch.Tensor]:
+        metrics = super().update(buffer)
+        if self.args.reset_interval and buffer.added % self.args.reset_interval == 0:
+            self.reset()
+        return metrics
+
+    def reset(self) -> None:
+        """Fresh networks, target, optimizers and alpha; random state and step count go on."""
+        torch.manual_seed(int(torch.randint(2**31, (), generator=self.generator, device=self.args.device)))
+        fresh = type(self)(dataclasses.replace(self.args, compile=False), self.obs_dim, self.action_dim)
+        self.load_state_dict(fresh.state_dict() | {"_extra_state": copy.deepcopy(self.get_extra_state())})
+
+
+def without_layer_norm(net: nn.Sequential) -> nn.Sequential:
+    return nn.Sequential(*(layer for layer in net if not isinstance(layer, nn.LayerNorm)))
+
+
+def make_agent(args: OMNetArgs | Baseline, obs_dim: int, action_dim: int) -> OMNetSAC:
+    """The agent that the class of `args` stands for, with its probes."""
+    agent_class = EnsembleSAC if isinstance(args, Baseline) else OMNetSAC
+    return probed(agent_class)(args, obs_dim, action_dim)
+
+
+def check_args(args: Baseline) -> None:
+    """Raises UsageError for knobs that no run can work with."""
+    if args.num_critics < 1:
+        raise UsageError("--num-critics must be at least 1 (with 1, the TD target is that one: no minimum)")
+    if args.dropout is not None and not 0 <= args.dropout < 1:
+        raise UsageError("--dropout must be at least 0 and below 1")
+    if args.num_critics > 2 and args.dropout != 0:
+        raise UsageError("--dropout works with 1 or 2 critics, all of which enter the target")
+    if args.reset_interval < 0:
+        raise UsageError("--reset-interval must not be negative; 0 means never")
+
+
+def main(args: OMNetArgs | Baseline) -> None:
+    """As omnet_sac.main, for any method."""
+    try:
+        if isinstance(args, Baseline):
+            check_args(args)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    omnet_sac.main(args, make_agent)
+
+
+if __name__ == "__main__":
+    choices = [
+        Annotated[type(default), tyro.conf.subcommand(name, default=default, description=text)]
+        for name, (text, default) in METHODS.items()
+    ]
+    main(tyro.cli(Union[tuple(choices)], description=__doc__))  # noqa: UP007
