@@ -511,6 +511,7 @@ def train(args: Args, make_agent=OMNetSAC) -> nn.Module:
     """
     check_args(args)
     torch.set_float32_matmul_precision(args.matmul_precision)
+    torch.set_flush_denormal(True)  # else a long run may slow down to half its speed
     torch.set_num_threads(min(2, torch.get_num_threads()))  # 1.4x as fast as one; OMP_NUM_THREADS=1 is kept
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)

@@ -8,6 +8,7 @@ curves is a difference between two methods. `omnet-sac` is there too, for what a
 
 import copy
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Union
@@ -76,33 +77,35 @@ class Dropout(nn.Module):
         self.net, self.p = net, p
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """keep (2, B, hidden_dim): 1 where the output of a hidden layer is kept."""
+        """keep (2, B, hidden_dim): 1 where the output of a hidden layer is kept; uint8, like masks."""
         hidden = iter(keep)
         for layer in self.net[:-1]:
             x = layer(x)
             if isinstance(layer, nn.Linear):
-                x = x * next(hidden) / (1 - self.p)
+                x = x * (next(hidden) * (1 / (1 - self.p)))
         return self.net[-1](x)
 
 
 class Ensemble(OMNet):
     """Separate critics behind the interface of OMNet: theta (E * n,) holds the parameters of E networks."""
 
-    def __init__(self, nets: list[nn.Module], keep_shape: tuple[int, ...]):
+    def __init__(self, nets: list[nn.Module], hidden_shape: tuple[int, ...]):
         super().__init__(nets[0], num_subnets=1, sparsity=0.0)
         self.theta = nn.Parameter(torch.cat([OMNet(net, 1, 0.0).theta for net in nets]), False)
-        self.num_critics, self.keep_shape = len(nets), keep_shape
+        self.num_critics, self.hidden_shape = len(nets), hidden_shape
         self.dropout = nets[0].p if isinstance(nets[0], Dropout) else 0.0
 
     def select(self, steps: int, k: int, generator=None) -> torch.Tensor:
-        """Where OMNet takes one subnetwork (k = 1), all critics; else k different ones. i (steps, k), or with dropout
-        what each pass keeps (steps, k, 2, B, hidden_dim): all critics take part then, a single one in every pass."""
-        num_passes = self.num_critics if k == 1 else k
-        if self.dropout:
-            keep = torch.empty(steps, num_passes, *self.keep_shape, dtype=torch.uint8, device=self.theta.device)
-            return keep.bernoulli_(1 - self.dropout, generator=generator)
-        keys = torch.rand(steps, self.num_critics, generator=generator, device=self.theta.device)
-        return keys.argsort(1)[:, :num_passes]
+        """Where OMNet takes one subnetwork (k = 1), all critics; else k different ones: i (steps, k). With dropout, the
+        units kept (steps, k, 2, B, hidden_dim) in k passes, which the critics take in turns."""
+        k = self.num_critics if k == 1 else k
+        if not self.dropout:
+            keys = torch.rand(steps, self.num_critics, generator=generator, device=self.theta.device)
+            return keys.argsort(1)[:, :k]
+        shape = steps, k, *self.hidden_shape
+        bits = torch.empty(math.ceil(math.prod(shape) / 4), dtype=torch.int64, device=self.theta.device)
+        bits = bits.random_(-(2**63), None, generator=generator).view(torch.int16)[: math.prod(shape)]
+        return (bits >= round(self.dropout * 2**16) - 2**15).view(torch.uint8).view(shape)  # 6x faster than bernoulli
 
     def forward(self, theta: torch.Tensor, i: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The outputs (k, B, 1) of the critics chosen by `select`."""
@@ -128,7 +131,7 @@ class EnsembleSAC(OMNetSAC):
 
         actor = without_layer_norm(mlp(self.obs_dim, 2 * self.action_dim, args.hidden_dim).to(args.device))
         critics = [make_critic() for _ in range(args.num_critics)]
-        return Ensemble(critics, keep_shape=(2, args.batch_size, args.hidden_dim)), OMNet(actor, 1, 0.0)
+        return Ensemble(critics, (2, args.batch_size, args.hidden_dim)), OMNet(actor, 1, 0.0)
 
     def q_value(self, theta, i, obs_action) -> torch.Tensor:
         q = super().q_value(theta, i, obs_action)

@@ -1,6 +1,6 @@
 """How fast a method trains, next to the floor that its own matrix products set and next to other libraries.
 
-    python -m paper.speed --env-id Ant-v4 --matmul-precision medium --peers --csv speed.csv
+    python -m paper.speed --env-id Ant-v4 --methods omnet-sac redq --peers --csv speed.csv
 
 Timed is the whole loop of training with a full replay buffer: act, step the environment, store, sample, update. The
 floor and the loops take turns in rounds, and each number is a median over the rounds: machines drift.
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -30,7 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from omnet_sac import Args, OMNetSAC, ReplayBuffer, UsageError, check_args, check_finite, first_line, make_env
+from omnet_sac import Args, ReplayBuffer, UsageError, check_args, check_finite, first_line, make_env
+from paper.baselines import METHODS, make_agent
 
 ROUNDS = 9
 REPEATS = 50  # calls per round of `act` and of each matrix product
@@ -42,22 +44,20 @@ HEADER = (
 
 @dataclass
 class Flags:
-    """Times the training loop of OMNet-SAC, and of other libraries if asked to, with the defaults of omnet_sac.py."""
+    """Times the training loop of OMNet-SAC, and of other methods and libraries if asked to, at their defaults."""
 
+    methods: tuple[Literal[tuple(METHODS)], ...] = ("omnet-sac",)
+    """methods to time, as named by paper.baselines; ratios are to the first one"""
     env_id: str = Args.env_id
     """Gymnasium environment to train in"""
-    num_subnets: int = Args.num_subnets
-    """N, the subnetworks in the critic and in the actor"""
-    dynamic_masks: bool = Args.dynamic_masks
-    """draw a fresh mask at every use of a subnetwork"""
     hidden_dim: int = Args.hidden_dim
     """width of the two hidden layers"""
     batch_size: int = Args.batch_size
     """transitions per gradient step"""
-    replay_ratio: int = Args.replay_ratio
-    """gradient steps on the critic per environment step"""
-    policy_delay: int = Args.policy_delay
-    """gradient steps on the critic per gradient step on the actor and on alpha"""
+    replay_ratio: int | None = None
+    """gradient steps on the critic per environment step; None: the method's"""
+    policy_delay: int | None = None
+    """gradient steps on the critic per gradient step on the actor and on alpha; None: the method's"""
     device: str = Args.device
     """torch device: cpu, cuda, cuda:1, ..."""
     matmul_precision: str = Args.matmul_precision
@@ -213,59 +213,76 @@ def peak_megabytes(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def measure(args: Args, make_agent, threads: int, seconds: float, peers: bool) -> list[dict]:
-    """A row as in HEADER for the agent `make_agent(args, obs_dim, action_dim)`, then one for each peer if asked for."""
+def measure(runs: list[tuple[Args, Callable]], threads: int, seconds: float, peers: bool) -> list[dict]:
+    """A row as in HEADER for each (args, make_agent(args, obs_dim, action_dim)), then one for each peer if asked for.
+
+    Environment, batch size, device and precision are those of the first run.
+    """
+    args = runs[0][0]
     torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
     torch.set_float32_matmul_precision(args.matmul_precision)
     torch.manual_seed(args.seed)
+    rows, loops, floors, acts = {}, {}, {}, {}
     with closing(make_env(args)) as env:
         obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
-        products, num_updates = trace(args, make_agent, obs_dim, action_dim)
-        capacity = min(args.buffer_size, args.total_timesteps)
-        buffer = ReplayBuffer(capacity, obs_dim, action_dim, args.device, added=capacity)
-        buffer.rows.normal_().clamp_(-1, 1)[:, -1] = 0  # actions are in [-1, 1], nothing terminates
-        agent = make_agent(args, obs_dim, action_dim)
-        loops = {args.method: training(args, agent, env, buffer)}
-        next(loops[args.method])
-        peak_mb = peak_megabytes(args.device)  # before the peers are there
-        loops |= peer_loops(args, threads, buffer) if peers else {}
+    capacity = min(args.buffer_size, args.total_timesteps)
+    buffer = ReplayBuffer(capacity, obs_dim, action_dim, args.device, added=capacity)
+    buffer.rows.normal_().clamp_(-1, 1)[:, -1] = 0  # actions are in [-1, 1], nothing terminates
+    for args_, make in runs:
+        name = args_.method
+        products, num_updates = trace(args_, make, obs_dim, action_dim)
+        agent = make(args_, obs_dim, action_dim)
+        loops[name] = training(args_, agent, make_env(args_), buffer)
+        next(loops[name])
+        floors[name] = lambda products=products, n=num_updates: products.seconds(args.device) / n
+        acts[name] = partial(agent.act, buffer.rows[0, :obs_dim].cpu().numpy(), 0, agent.generator)
+        peak_mb = "" if rows else peak_megabytes(args.device)  # of the first alone, before the others are there
+        rows[name] = {"compiled": str("critic_step" in vars(agent)), "peak_mb": peak_mb, "ratio": args_.replay_ratio}
+        rows[name]["gflop_per_update"] = products.flop / num_updates / 1e9
+        rows[name]["parameters"] = agent.critic.theta.numel() + agent.actor.theta.numel()
+    for name, loop in peer_loops(args, threads, buffer).items() if peers else ():
+        loops[name], rows[name] = loop, {"ratio": args.replay_ratio}
 
-        act = partial(agent.act, buffer.rows[0, :obs_dim].cpu().numpy(), 0, agent.generator)
-        floors, latencies, rates = [], [], {name: [] for name in loops}
-        for _ in range(ROUNDS):
-            floors.append(products.seconds(args.device) / num_updates)
-            latencies.append(timeit.timeit(act, number=REPEATS) / REPEATS)
-            for name, loop in loops.items():
-                rates[name].append(steps_per_second(loop, seconds / ROUNDS, args.device))
+    samples = {name: {"floor": [], "act": [], "rate": []} for name in loops}
+    for _ in range(ROUNDS):
+        for name, loop in loops.items():
+            samples[name]["rate"].append(steps_per_second(loop, seconds / ROUNDS, args.device))
+            if name in floors:
+                samples[name]["floor"].append(floors[name]())
+                samples[name]["act"].append(timeit.timeit(acts[name], number=REPEATS) / REPEATS)
 
-    rows = []
-    for name, rate in rates.items():
-        updates = args.replay_ratio * median(rate)
-        row = {"method": name, "env_id": args.env_id, "threads": threads, "critic_updates_per_s": updates}
+    for name, row in rows.items():
+        rate, ratio = samples[name]["rate"], row["ratio"]
+        updates = ratio * median(rate)
+        row |= {"method": name, "env_id": args.env_id, "threads": threads, "critic_updates_per_s": updates}
         row |= {"env_steps_per_s": median(rate), "ms_per_update": 1e3 / updates}
         row["precision"] = "" if name.startswith("sbx") else args.matmul_precision  # JAX has its own
-        rows.append(row | {"rounds": f"{args.replay_ratio * min(rate):.0f}-{args.replay_ratio * max(rate):.0f}"})
-    ours, floor_ms = rows[0], 1e3 * median(floors)
-    ours["compiled"] = str("critic_step" in vars(agent))  # false too where compiling failed
-    ours |= {"gflop_per_update": products.flop / num_updates / 1e9, "floor_ms": floor_ms}
-    ours |= {"ratio_to_floor": ours["ms_per_update"] / floor_ms, "peak_mb": peak_mb, "act_us": 1e6 * median(latencies)}
-    return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        row["rounds"] = f"{ratio * min(rate):.0f}-{ratio * max(rate):.0f}"
+        if name in floors:
+            floor_ms = 1e3 * median(samples[name]["floor"])
+            row |= {"floor_ms": floor_ms, "ratio_to_floor": row["ms_per_update"] / floor_ms}
+            row |= {"act_us": 1e6 * median(samples[name]["act"]), "gflop_per_step": ratio * row["gflop_per_update"]}
+    return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows.values()]
 
 
 def main(flags: Flags) -> None:
     """Measures, prints a table with a column for each method, and appends its rows to the CSV file."""
-    args = Args(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(Args) if hasattr(flags, f.name)})
+    given = {f.name: getattr(flags, f.name) for f in dataclasses.fields(Args) if hasattr(flags, f.name)}
+    given = {name: value for name, value in given.items() if value is not None}
     try:
-        check_args(args)
+        runs = [(dataclasses.replace(METHODS[name][1], **given), make_agent) for name in flags.methods]
+        for args, _ in runs:
+            check_args(args)
         if flags.threads < 1 or flags.seconds <= 0:
             raise UsageError("--threads and --seconds must be positive")
-        rows = measure(args, OMNetSAC, flags.threads, flags.seconds, flags.peers)
+        rows = measure(runs, flags.threads, flags.seconds, flags.peers)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     for row in rows:
         row["speedup_over_it"] = f"{rows[0]['critic_updates_per_s'] / row['critic_updates_per_s']:.2f}"
-    for column in (*HEADER.split(","), "rounds", "speedup_over_it"):
+    for column in (*HEADER.split(","), "gflop_per_step", "parameters", "rounds", "speedup_over_it"):
         print(f"{column:20}", *(f"{row.get(column, ''):>12}" for row in rows))
     if flags.csv:
         with flags.csv.open("a") as file:

@@ -1,13 +1,20 @@
-"""Tests of paper/speed.py: the FLOPs against the hand count, the table and its arithmetic."""
+"""Tests of paper/: the benchmark, the methods, the probes."""
 
 import csv
+import dataclasses
 import sys
 
+import gymnasium as gym
+import numpy as np
 import pytest
+import torch
 
-from omnet_sac import Args
-from paper import speed
-from paper.speed import HEADER, OMNetSAC, main, measure, trace
+import omnet_sac
+from omnet_sac import Args, OMNetSAC, ReplayBuffer, mlp, train
+from paper import baselines, probes, speed
+from paper.baselines import METHODS, Dropout, EnsembleSAC
+from paper.probes import value_bias
+from paper.speed import HEADER, main, measure, trace
 
 
 def hand_counted_flop(obs_dim, action_dim, hidden_dim, num_subnets, batch_size, policy_delay):
@@ -64,7 +71,7 @@ def test_peers_that_are_not_installed_are_named_in_one_line(monkeypatch, capsys)
     for name in ("NPROC", "JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE"):
         monkeypatch.setenv(name, "")  # restored after the test
     args = Args(env_id="Pendulum-v1", hidden_dim=16, batch_size=16, replay_ratio=1, policy_delay=1, compile=False)
-    (row,) = measure(args, OMNetSAC, threads=1, seconds=0.1, peers=True)
+    (row,) = measure([(args, OMNetSAC)], threads=1, seconds=0.1, peers=True)
     (line,) = capsys.readouterr().out.splitlines()
     assert row["method"] == "omnet_sac" and all(name in line for name in ("sb3_sac", "sbx_sac", "sbx_droq"))
 
@@ -73,3 +80,308 @@ def test_what_the_user_can_mend_is_one_sentence(capsys):
     with pytest.raises(SystemExit) as exit:
         main(speed.Flags(threads=0))
     assert exit.value.code == 2 and "--threads" in capsys.readouterr().err
+
+
+# paper/baselines.py
+
+
+def small(method: str, **flags):
+    """Flags of a run of a method that takes a second."""
+    defaults = {"env_id": "Pendulum-v1", "total_timesteps": 120, "learning_starts": 40, "batch_size": 16}
+    defaults |= {"hidden_dim": 16, "eval_interval": 50, "eval_episodes": 1, "compile": False}
+    return dataclasses.replace(METHODS[method][1], **defaults | flags)
+
+
+def make(method: str, **flags) -> EnsembleSAC:
+    return EnsembleSAC(small(method, **flags), 3, 2)
+
+
+def filled_buffer(agent, n=64) -> ReplayBuffer:
+    buffer = ReplayBuffer(n, 3, 2, "cpu", added=n)
+    buffer.rows.copy_(torch.randn(buffer.rows.shape, generator=torch.Generator().manual_seed(0)))
+    buffer.rows[:, -1] = (buffer.rows[:, -1] > 1).float()
+    return buffer
+
+
+def test_the_methods_are_the_papers():
+    """DESIGN: critics, updates per step, layer norm, dropout, reset."""
+    knobs = ["num_critics", "replay_ratio", "policy_delay", "layer_norm", "dropout", "reset_interval", "actor_minimum"]
+    table = {name: tuple(getattr(args, k) for k in knobs) for name, (_, args) in METHODS.items() if name != "omnet-sac"}
+    assert table == {
+        "sac": (2, 1, 1, False, 0.0, 0, True),
+        "sac-20": (2, 20, 20, False, 0.0, 0, False),
+        "redq": (10, 20, 20, False, 0.0, 0, False),
+        "droq": (2, 20, 20, True, None, 0, False),
+        "sr-sac": (2, 20, 20, False, 0.0, 100_000, False),
+        "sin-sac": (1, 20, 20, False, 0.0, 0, False),
+        "sin-droq": (1, 20, 20, True, None, 0, False),
+        "sr-sin-sac": (1, 20, 20, False, 0.0, 100_000, False),
+    }
+    dropout = {m: [make(m, env_id=f"{t}-v4").critic.dropout for t in TASKS] for m in ("droq", "sin-droq")}
+    assert dropout == {"droq": [0.001, 0.003, 0.01, 0.03], "sin-droq": [0.001, 0.01, 0.1, 0.01]}
+
+
+TASKS = "Hopper", "Walker2d", "Ant", "Humanoid"
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "omnet-sac"])
+def test_which_critics_enter_target_and_losses(method):
+    """Q-values are the critics' numbers, so the losses name the critics that were asked."""
+
+    class HandMade(EnsembleSAC):
+        def q_value(self, theta, i, obs_action):
+            asked.append((theta, len(self.critic(theta, i, obs_action))))
+            return super().q_value(theta, i, obs_action)
+
+    asked, agent = [], HandMade(small(method), 3, 2)
+    agent.update(filled_buffer(agent))
+    num_critics, in_target = agent.args.num_critics, 2 if agent.args.num_critics > 1 or agent.critic.dropout else 1
+    *critic, actor = [n for _, n in asked]
+    assert critic == [in_target, num_critics] * agent.args.replay_ratio and actor == num_critics
+    assert asked[0][0] is agent.theta_target and asked[-1][0] is agent.critic.theta
+    assert agent.critic.theta.numel() == num_critics * sum(size.numel() for size in agent.critic.shapes.values())
+    grads = agent.critic_adam.v.view(num_critics, -1)
+    assert (grads.sum(1) > 0).all(), "every critic learns"
+    assert agent.num_actor_subnets == 1 and not any("Norm" in name for name in agent.actor.shapes)
+    critics = agent.critic.theta.view(num_critics, -1)
+    assert len(critics.unique(dim=0)) == num_critics, "critics start from weights of their own"
+
+
+def test_target_is_the_minimum_over_two_random_critics_of_redq():
+    agent = make("redq")
+    pairs = agent.critic.select(5000, 2, torch.Generator().manual_seed(0))
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+    counts = torch.bincount((pairs[:, 0] * 10 + pairs[:, 1]), minlength=100).view(10, 10)
+    assert (counts[~torch.eye(10, dtype=bool)] - 5000 / 90).abs().max() < 5 * (5000 / 90) ** 0.5
+    x = torch.randn(16, 5)
+    every, two = agent.critic(agent.critic.theta, ALL, x), agent.critic(agent.critic.theta, torch.tensor([7, 3]), x)
+    assert every.shape == (10, 16, 1)
+    torch.testing.assert_close(two, every[[7, 3]])
+
+
+ALL = torch.arange(10)
+
+
+@pytest.mark.parametrize("method, pooled", [("sac", "amin"), ("sac-20", "mean"), ("redq", "mean")])
+def test_actor_climbs_the_minimum_in_sac_and_else_the_mean(method, pooled):
+    agent = make(method)
+    obs, noise, i = torch.randn(16, 3), torch.randn(16, 2), ALL[: agent.args.num_critics]
+    action, log_pi = agent.policy(agent.actor.theta, ALL[:1], obs, noise)
+    q = agent.critic(agent.critic.theta, i, torch.cat([obs, action], -1)).squeeze(-1)
+    loss, _, alpha = agent.actor_step(obs, ALL[:1], i, noise)
+    assert loss.item() == pytest.approx((alpha * log_pi - getattr(q, pooled)(0)).mean().item(), rel=1e-4, abs=1e-6)
+
+
+def test_dropout_comes_before_layer_norm_before_relu_and_is_active_in_every_pass():
+    agent = make("droq", dropout=0.25, hidden_dim=64)
+    net = Dropout(mlp(5, 1, 64), 0.25)
+    assert [type(layer).__name__ for layer in net.net] == ["Linear", "LayerNorm", "ReLU"] * 2 + ["Linear"]
+    x, keep = torch.randn(16, 5), agent.critic.select(1, 1)[0, 0]
+    expected = x
+    for k in range(2):
+        linear, norm = net.net[3 * k], net.net[3 * k + 1]
+        expected = torch.relu(norm(linear(expected) * keep[k] / 0.75))
+    torch.testing.assert_close(net(x, keep), net.net[6](expected))
+    for k, passes in ((1, 2), (2, 2)):  # updates and actor: both critics; target: both, with units of their own
+        keep = agent.critic.select(50, k, torch.Generator().manual_seed(0))
+        assert keep.shape == (50, passes, 2, 16, 64) and keep.unique().tolist() == [0, 1]
+        assert keep.float().mean().item() == pytest.approx(0.75, abs=0.003)
+    sin = make("sin-droq", dropout=0.25)
+    assert len(sin.critic.select(1, 1)[0]) == 1 and len(sin.critic.select(1, 2)[0]) == 2
+    one, two = sin.critic(sin.critic.theta, sin.critic.select(1, 2)[0], torch.randn(16, 5))
+    assert not torch.equal(one, two), "the two passes of the target drop other units"
+
+
+@pytest.mark.parametrize("method", ["sr-sac", "sr-sin-sac"])
+def test_reset_is_fresh_at_the_right_step_and_keeps_replay_and_steps(method, tmp_path):
+    resets, states = [], []
+
+    class Watched(EnsembleSAC):
+        def reset(self):
+            before = {name: value.clone() for name, value in self.state_dict().items() if torch.is_tensor(value)}
+            first.setdefault("theta", before["critic.theta"])
+            super().reset()
+            resets.append(self.steps_seen)
+            states.append((before, {n: v.clone() for n, v in self.state_dict().items() if torch.is_tensor(v)}))
+
+        def update(self, buffer):
+            self.steps_seen = buffer.added
+            rows = buffer.rows.clone()
+            metrics = super().update(buffer)
+            assert torch.equal(buffer.rows, rows)
+            return metrics
+
+    first: dict[str, torch.Tensor] = {}
+    agent = train(small(method, reset_interval=50, run_dir=tmp_path), Watched)
+    assert resets == [50, 100] and agent.gradient_steps == 20 * 80
+    for before, after in states:
+        for name in ("critic.theta", "actor.theta"):
+            assert (before[name] != after[name]).float().mean() > 0.9
+        assert torch.equal(after["theta_target"], after["critic.theta"]) and after["log_alpha"] == 0
+        assert all((value == 0).all() for name, value in after.items() if "adam.m" in name or "adam.v" in name)
+        assert after["critic_adam.beta1_t"] == 1
+    assert not torch.equal(states[0][1]["critic.theta"], states[1][1]["critic.theta"]), "fresh, not the same again"
+
+
+def test_a_resumed_baseline_is_the_uninterrupted_one(tmp_path):
+    """With resets, dropout and a probe: all that baselines add to the state of a run."""
+    flags = {"dropout": 0.1, "layer_norm": True, "reset_interval": 250, "bias_interval": 100, "gamma": 0.5}
+    flags |= {"total_timesteps": 620, "checkpoint_interval": 200, "replay_ratio": 1}
+
+    class Stop(Exception):
+        pass
+
+    def stopping(args, obs_dim, action_dim):
+        agent = baselines.make_agent(args, obs_dim, action_dim)
+        update = agent.update
+
+        def update_or_stop(buffer):
+            if buffer.added == 450:
+                raise Stop
+            return update(buffer)
+
+        agent.update = update_or_stop
+        return agent
+
+    whole = small("droq", run_dir=tmp_path / "whole", **flags)
+    train(whole, baselines.make_agent)
+    with pytest.raises(Stop):
+        train(small("droq", run_dir=tmp_path / "killed", **flags), stopping)
+    one, two = (tmp_path / name / "Pendulum-v1__droq__1" for name in ("whole", "killed"))
+    train(omnet_sac.stored_args(two, whole), baselines.make_agent)
+    for name in ("train.csv", "bias.csv"):
+        assert (one / name).read_text() == (two / name).read_text()
+    a, b = (torch.load(folder / "checkpoint.pt", weights_only=True)["agent"] for folder in (one, two))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_bad_knobs_are_one_sentence(capsys):
+    for flags in ({"num_critics": 0}, {"dropout": 1.0}, {"num_critics": 3, "dropout": 0.1}, {"reset_interval": -1}):
+        with pytest.raises(SystemExit) as exit:
+            baselines.main(small("sac-20", **flags))
+        assert exit.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+class Reach(gym.Env):
+    """A point in the plane moves by its action; the reward is minus its squared distance to the origin; 10 steps."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Box(-0.3, 0.3, (2,), np.float32)
+
+    def __init__(self, render_mode=None):
+        pass
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position = self.np_random.uniform(-1, 1, 2)
+        return self.position.astype(np.float32), {}
+
+    def step(self, action):
+        self.position = self.position + action
+        return self.position.astype(np.float32), -float(self.position @ self.position), False, False, {}
+
+
+gym.register("Reach-v0", Reach, max_episode_steps=10)
+
+
+def test_sac_is_the_sac_of_stable_baselines3(tmp_path):
+    """Returns of four seeds each after 600 steps, 100 episodes a seed: the same within the standard errors."""
+    sb3 = pytest.importorskip("stable_baselines3")
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    shared = {"batch_size": 64, "learning_starts": 100, "learning_rate": 3e-3}
+    flags = shared | {"env_id": "Reach-v0", "hidden_dim": 32, "total_timesteps": 600, "eval_interval": 0}
+    ours, theirs = [], []
+    for seed in range(4):
+        agent = train(small("sac", **flags, seed=seed, run_dir=tmp_path), EnsembleSAC)
+        env = omnet_sac.make_env(agent.args)
+        ours.append(np.mean([result[1] for result in omnet_sac.evaluate(agent, env, 100, [seed])]))
+        kwargs = shared | {"policy_kwargs": {"net_arch": [32, 32]}, "device": "cpu", "seed": seed}
+        model = sb3.SAC("MlpPolicy", gym.make("Reach-v0"), **kwargs).learn(600)
+        theirs.append(evaluate_policy(model, model.get_env(), 100)[0])
+    difference, error = np.mean(ours) - np.mean(theirs), np.sqrt((np.var(ours, ddof=1) + np.var(theirs, ddof=1)) / 4)
+    assert min(*ours, *theirs) > -3, (ours, theirs)  # standing still returns -6.7
+    assert abs(difference) < 3 * error + 0.05, (ours, theirs)
+
+
+# paper/probes.py
+
+
+class Steady(gym.Env):
+    """Reward 1 in every step, 30 steps: with gamma = 0.5, every return and every bonus can be written down."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, render_mode=None):
+        pass
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(3, np.float32), 1.0, self.t == 30 and self.terminates, False, {}
+
+
+class Terminating(Steady):
+    terminates = True
+
+
+class Truncated(Steady):
+    terminates = False
+
+
+gym.register("Terminating-v0", Terminating)
+gym.register("Truncated-v0", Truncated, max_episode_steps=30)
+
+
+@pytest.mark.parametrize("env_id, num_usable", [("Terminating-v0", 30), ("Truncated-v0", 21)])
+def test_value_bias_is_q_minus_the_soft_return_that_followed(env_id, num_usable):
+    """In an environment without states, against the sum written out; 2^-9 is the first power below BIAS_TAIL."""
+    args = small("sac-20", env_id=env_id, gamma=0.5)
+    agent = EnsembleSAC(args, 3, 2)
+    agent.log_alpha.fill_(-100.0)  # no bonus
+    bias = value_bias(args, agent, 0)
+    returns = [sum(0.5**k for k in range(30 - t)) for t in range(num_usable)]
+    assert bias["states"] % num_usable == 0 and bias["states"] >= 1000
+    assert bias["return"] == pytest.approx(np.mean(returns), rel=1e-5)
+
+    class Seven(EnsembleSAC):
+        def q_value(self, theta, i, obs_action):
+            return torch.full((2, len(obs_action)), 7.0)
+
+    agent = Seven(args, 3, 2)
+    agent.log_alpha.fill_(-100.0)
+    bias = value_bias(args, agent, 0)
+    assert bias["mean"] == pytest.approx(7 - np.mean(returns), rel=1e-5)
+    assert bias["std"] == pytest.approx(np.std(returns), rel=2e-2, abs=1e-6)
+    assert bias["normalised_mean"] == pytest.approx(bias["mean"] / bias["return"], rel=1e-5)
+    agent.log_alpha.fill_(0.0)  # the bonus: entropy of every later action, here that of one fixed Gaussian
+    with_bonus = value_bias(args, agent, 0)
+    _, log_pi = agent.policy(agent.actor.theta, ALL[:1], torch.zeros(20000, 3), torch.randn(20000, 2))
+    expected = np.mean([sum(0.5**k for k in range(1, 30 - t)) for t in range(num_usable)]) * -log_pi.mean().item()
+    assert with_bonus["return"] - bias["return"] == pytest.approx(expected, abs=0.15)
+
+
+@pytest.mark.parametrize("method", ["omnet-sac", "sac-20"])
+def test_probes_leave_training_as_it_is(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(probes, "BIAS_STATES", 100)
+    plain = {"gamma": 0.5, "replay_ratio": 2, "policy_delay": 2}
+    curves = []
+    for name, flags in (("plain", plain), ("probed", plain | {"bias_interval": 30, "trajectory_interval": 20})):
+        train(small(method, env_id="maze_env:Maze-v0", run_dir=tmp_path / name, **flags), baselines.make_agent)
+        (folder,) = (tmp_path / name).iterdir()
+        curves.append(torch.load(folder / "checkpoint.pt", weights_only=True))
+    torch.testing.assert_close(*(c["agent"] for c in curves), rtol=0, atol=0)
+    torch.testing.assert_close(*(c["buffer"] for c in curves), rtol=0, atol=0)
+    visits = np.loadtxt(folder / "visits.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(visits[:, 1:], curves[1]["buffer"]["rows"][40:, 5:7], atol=1e-5)
+    assert visits[:, 0].tolist() == list(range(41, 121))
+    paths = np.loadtxt(folder / "trajectories.csv", delimiter=",", skiprows=1)
+    num_subnets = 5 if method == "omnet-sac" else 1
+    assert set(paths[:, 0]) == {60, 80, 100, 120} and set(paths[:, 1]) == set(range(num_subnets))
+    starts = paths[paths[:, 2] == 0]
+    assert len(starts) == 4 * num_subnets and np.allclose(starts[:, 3:], 0.5)
