@@ -102,7 +102,7 @@ def probed(make_agent: Callable) -> Callable:
             if name not in files:
                 files[name] = open_csv((args.resume or run_folder(args)) / name, columns, step - 1)
             for row in rows:
-                print(step, *(f"{x:.5g}" if isinstance(x, float) else x for x in row), sep=",", file=files[name])
+                print(step, *(f"{x:.8g}" if isinstance(x, float) else x for x in row), sep=",", file=files[name])
             files[name].flush()
 
         def update_and_record(buffer: ReplayBuffer) -> dict[str, torch.Tensor]:

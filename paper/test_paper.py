@@ -1,11 +1,20 @@
-"""Tests of paper/: the benchmark, the methods, the probes."""
+"""Tests of paper/: the benchmark, the methods, the probes, the sweeps."""
 
 import csv
 import dataclasses
+import json
+import re
+import secrets
+import socket
+import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -378,10 +387,205 @@ def test_probes_leave_training_as_it_is(method, tmp_path, monkeypatch):
     torch.testing.assert_close(*(c["agent"] for c in curves), rtol=0, atol=0)
     torch.testing.assert_close(*(c["buffer"] for c in curves), rtol=0, atol=0)
     visits = np.loadtxt(folder / "visits.csv", delimiter=",", skiprows=1)
-    np.testing.assert_allclose(visits[:, 1:], curves[1]["buffer"]["rows"][40:, 5:7], atol=1e-5)
+    np.testing.assert_allclose(visits[:, 1:], curves[1]["buffer"]["rows"][40:, 5:7], atol=1e-7)
     assert visits[:, 0].tolist() == list(range(41, 121))
     paths = np.loadtxt(folder / "trajectories.csv", delimiter=",", skiprows=1)
     num_subnets = 5 if method == "omnet-sac" else 1
     assert set(paths[:, 0]) == {60, 80, 100, 120} and set(paths[:, 1]) == set(range(num_subnets))
     starts = paths[paths[:, 2] == 0]
     assert len(starts) == 4 * num_subnets and np.allclose(starts[:, 3:], 0.5)
+
+
+# paper/experiments.py
+
+
+def same_run(one: Path, two: Path) -> None:
+    """Rows but for their seconds, and every number in the checkpoint."""
+    assert (one / "train.csv").read_text() == (two / "train.csv").read_text()
+    rows = ([line.rsplit(",", 1)[0] for line in (f / "eval.csv").read_text().split("\n")] for f in (one, two))
+    assert next(rows) == next(rows)
+    a, b = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (one, two))
+    torch.testing.assert_close([a["agent"], a["buffer"]], [b["agent"], b["buffer"]], rtol=0, atol=0)
+
+
+def sweep(run_dir: Path) -> list:
+    flags = {"total_timesteps": 420, "replay_ratio": 2, "policy_delay": 2, "checkpoint_interval": 200}
+    return [small(method, run_dir=run_dir, **flags) for method in ("sac-20", "omnet-sac")]
+
+
+def kill_a_worker_in_the_middle(run_dir: Path, killed: list) -> None:
+    """SIGKILL for the worker of the first run, once it has a checkpoint to go on from."""
+    folder = omnet_sac.run_folder(sweep(run_dir)[0])
+    while not (folder / "checkpoint.pt").exists():
+        time.sleep(0.05)
+    for process in psutil.Process().children(recursive=True):
+        if "ray::execute" in process.name() or "ray::execute" in " ".join(process.cmdline()):
+            process.kill()
+            killed.append(process.pid)
+
+
+RAY = pytest.mark.xdist_group("ray")
+
+
+@RAY
+def test_a_sweep_whose_workers_are_killed_is_the_runs_alone(tmp_path):
+    experiments = pytest.importorskip("paper.experiments")
+    for args in sweep(tmp_path / "alone"):
+        train(args, baselines.make_agent)
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker_in_the_middle, args=(tmp_path / "sweep", killed), daemon=True)
+    killer.start()
+    bad = dataclasses.replace(sweep(tmp_path / "sweep")[0], seed=3, batch_size=100)  # more than learning_starts
+    flags = experiments.Flags(figures=(), results=tmp_path, num_cpus=0.5)
+    failed = experiments.run_all([bad, *sweep(tmp_path / "sweep")], flags)
+    killer.join(timeout=10)
+    assert (
+        killed and list(failed) == [omnet_sac.run_folder(bad)] and "--batch-size" in failed[omnet_sac.run_folder(bad)]
+    )
+    for one, two in zip(sweep(tmp_path / "alone"), sweep(tmp_path / "sweep")):
+        same_run(omnet_sac.run_folder(one), omnet_sac.run_folder(two))
+
+
+@RAY
+def test_a_sweep_on_a_cluster_of_two_nodes(tmp_path, monkeypatch):
+    experiments = pytest.importorskip("paper.experiments")
+    ray = pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"MODE": "token", "TOKEN": secrets.token_hex(32)}.items():
+        monkeypatch.setenv(f"RAY_AUTH_{name}", value)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
+    head = ["--head", "--port", str(port), "--node-ip-address", "127.0.0.1", "--include-dashboard", "false"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    nodes = [subprocess.Popen([*start, *head], **quiet)]
+    try:
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert nodes[0].poll() is None
+            time.sleep(0.2)
+        nodes.append(subprocess.Popen([*start, "--address", f"127.0.0.1:{port}"], **quiet))
+        ray.init(f"127.0.0.1:{port}", log_to_driver=False, logging_level="error")
+        while len(ray.nodes()) < 2:
+            assert nodes[1].poll() is None
+            time.sleep(0.2)
+        ray.shutdown()
+        flags = experiments.Flags(figures=(), results=tmp_path, ray_address=f"127.0.0.1:{port}")
+        assert experiments.run_all(sweep(tmp_path), flags) == {}
+        assert all(experiments.is_finished(args) for args in sweep(tmp_path))
+    finally:
+        for node in nodes[::-1]:
+            node.terminate()
+            node.wait(timeout=60)
+
+
+def test_dry_run_prints_each_missing_run_once_and_what_it_costs(tmp_path, capsys):
+    experiments = pytest.importorskip("paper.experiments")
+    flags = experiments.Flags(("fig9a", "fig9b"), ("Hopper-v4",), seeds=2, total_timesteps=10_000, results=tmp_path)
+    flags = dataclasses.replace(flags, dry_run=True)
+    experiments.main(flags)
+    *commands, summary = capsys.readouterr().out.splitlines()
+    assert len(set(commands)) == len(commands) == 2 * (1 + 4 + 4) and summary.startswith("18 runs to do, 0 finished")
+    assert "python -m paper.baselines omnet-sac --total-timesteps 10000 --num-subnets 8 " in "\n".join(commands)
+    gflop = 18 * 5_000 * 4.692  # of Hopper, 235 MFLOP per update
+    assert float(re.search(r"([\d.]+) PFLOP", summary)[1]) == pytest.approx(gflop / 1e6, abs=0.01)
+    args = experiments.figure_runs(flags)[0]
+    folder = omnet_sac.run_folder(args)
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text(json.dumps(omnet_sac.describe(args)))
+    experiments.main(flags)
+    assert f"omnet-sac --resume {folder}" in capsys.readouterr().out
+    (folder / "eval.csv").write_text("step,episode,subnet,return,length,seconds\n10000,0,0,1.0,10,1.0\n")
+    experiments.main(flags)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("17 runs to do, 1 finished")
+    with pytest.raises(SystemExit) as exit:
+        experiments.main(dataclasses.replace(flags, total_timesteps=20_000))
+    assert exit.value.code == 2 and "of 10000 steps, not of 20000" in capsys.readouterr().err
+
+
+def test_every_figure_can_be_asked_for(tmp_path):
+    experiments = pytest.importorskip("paper.experiments")
+    names = ["fig2a", "fig2b", "fig3", "fig4", "fig5-7", "fig8", "fig9a", "fig9b", "fig10", "fig11"]
+    names += ["bias-all-tasks", "noise-all-tasks"]
+    assert list(experiments.FIGURES) == names
+    for name in names:
+        runs = experiments.figure_runs(experiments.Flags((name,), results=tmp_path))
+        assert len(runs) == 10 * len(experiments.FIGURES[name].env_ids) * len(experiments.FIGURES[name].variants)
+        for args in runs:
+            omnet_sac.check_args(args)
+
+
+# paper/figures.py
+
+
+def write_run(folder: Path, returns: dict[int, list[float]], **files: str) -> None:
+    folder.mkdir(parents=True)
+    rows = [f"{step},{k},0,{value},10,1.0\n" for step, values in returns.items() for k, value in enumerate(values)]
+    (folder / "eval.csv").write_text("step,episode,subnet,return,length,seconds\n" + "".join(rows))
+    for name, text in files.items():
+        (folder / f"{name}.csv").write_text(text)
+
+
+def test_score_is_the_mean_over_the_last_sixth(tmp_path):
+    write_run(tmp_path / "run", {step: [step, step + 2] for step in range(5_000, 300_001, 5_000)})
+    figures = pytest.importorskip("paper.figures")
+    assert figures.score(tmp_path / "run") == np.mean(range(255_000, 300_001, 5_000)) + 1
+
+
+def test_interquartile_mean_and_stratified_bootstrap():
+    figures = pytest.importorskip("paper.figures")
+    assert figures.iqm(np.array([0, 1, 2, 100.0])) == 1.5
+    values = np.random.default_rng(0).normal(size=41)
+    assert figures.iqm(values) == pytest.approx(np.mean(np.repeat(np.sort(values), 4)[41:123]))
+    groups = [np.random.default_rng(k).normal(10 * k, 1, 100) for k in range(2)]
+    low, high = figures.bootstrap(groups, lambda sample: np.mean([group.mean() for group in sample]))
+    exact = 1.96 * (0.5 * (groups[0].var() + groups[1].var()) / 2 / 100) ** 0.5  # no spread between the groups in it
+    assert (high - low) / 2 == pytest.approx(exact, rel=0.1)
+    assert figures.interval([1.0], digits=1) == "1.0" and figures.interval([2.0, 2.0]) == "2 [2, 2]"
+
+
+def test_numbers_of_the_maze(tmp_path):
+    figures = pytest.importorskip("paper.figures")
+    returns = {200 * k: [0, 0, 100, 100, 100] if k == 3 else [100.0 * (k == 1 or k > 4)] * 5 for k in range(1, 11)}
+    visits = "step,obs_0,obs_1\n1,0.01,0.01\n2,0.02,0.02\n3,0.99,0.99\n4,0.5,0.66666657\n5,0.5,0.66666677\n"
+    write_run(tmp_path / "run", returns, visits=visits)
+    assert figures.steps_to_success(tmp_path / "run") == 1000, "the first success that lasts"
+    grid = figures.visitation(tmp_path / "run", 3)
+    assert grid[0, 0] == pytest.approx(2 / 3) and grid[29, 29] == pytest.approx(1 / 3) and grid.shape == (30, 30)
+    grid = figures.visitation(tmp_path / "run", 5)
+    assert grid[15, 19] == grid[15, 20] == 0.2, "a wall between two cells"
+    still, moving = np.zeros((1, 2)), np.array([[0.0, 0.0], [0.3, 0.4]])
+    assert figures.divergence([still, moving, moving], length=3) == pytest.approx(2 / 3 * 0.5 * 2 / 3)
+
+
+def test_every_figure_is_drawn_from_raw_files(tmp_path, capsys):
+    figures = pytest.importorskip("paper.figures")
+    rng = np.random.default_rng(0)
+    xy = [f"{x:.3f},{y:.3f}\n" for x, y in rng.uniform(size=(1000, 2))]
+    visits = "step,obs_0,obs_1\n" + "".join(f"{1001 + k},{text}" for k, text in enumerate(xy))
+    paths = [
+        f"{step},{i},{t},{xy[step // 200 + 7 * i + t]}"
+        for step in range(1200, 3001, 200)
+        for i in range(5)
+        for t in (0, 1)
+    ]
+    bias = "step,normalised_mean\n5000,0.5\n10000,0.7\n"
+    files = {"visits": visits, "trajectories": "step,subnet,t,obs_0,obs_1\n" + "".join(paths), "bias": bias}
+    for figure in figures.FIGURES.values():
+        for variant in figure.variants.values():
+            for env_id in figure.env_ids[:1]:
+                for seed in (1, 2):
+                    folder = tmp_path / variant.name / f"{env_id.replace(':', '-')}__x__{seed}"
+                    if not folder.exists():
+                        write_run(folder, {s: [float(s)] for s in range(1000, 12_001, 1000)}, **files)
+    for name in figures.FIGURES:
+        figures.main(figures.Flags((name,), results=tmp_path))
+        table = (tmp_path / "figures" / f"{name}.md").read_text()
+        assert table.startswith("| ") and table in capsys.readouterr().out
+        for title in figures.FIGURES[name].variants:
+            assert title in table
+    drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert drawn == set(figures.FIGURES) - {"fig5-7"} | {"fig5", "fig6", "fig7"}
+    with pytest.raises(SystemExit):
+        figures.main(figures.Flags(("fig4",), results=tmp_path / "nothing"))
+    assert "python -m paper.experiments fig4" in capsys.readouterr().err
