@@ -44,50 +44,56 @@ def trajectories(args: Args, agent) -> list[tuple]:
     return rows
 
 
-def value_bias(args: Args, agent, step: int) -> dict[str, float]:
-    """Section 4.2, Figure 4: E[Q(s, a) - Q^pi(s, a)] over states and actions of the current stochastic policy.
+def soft_episode(args: Args, agent, env, generator: torch.Generator, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(s, a) (t, O + A) and Q^pi (t,) along an episode of the current stochastic policy, as far as they can be known.
 
-    Q is the mean over the critic's (sub)networks. Q^pi is the discounted return that followed, with SAC's entropy bonus
-    at the learned alpha. Of episodes that were truncated, only states that are far enough from the end count.
+    Q^pi(s_t, a_t) = r_t + gamma (Q^pi(s_{t+1}, a_{t+1}) - alpha log pi(a_{t+1} | s_{t+1})), summed up from the end with
+    the learned alpha. Of an episode that was truncated, states too close to its end are left out.
+    """
+    i, alpha = agent.actor.select(1, 1, generator)[0], agent.log_alpha.exp().item()
+    (obs, _), done, pairs, rewards, log_pis = env.reset(seed=seed), False, [], [], []
+    while not done:
+        x = torch.as_tensor(obs, dtype=torch.float32, device=args.device)
+        noise = torch.randn(agent.action_dim, generator=generator, device=args.device)
+        action, log_pi = agent.policy(agent.actor.theta, i, x, noise)
+        obs, reward, terminated, truncated, _ = env.step(action.cpu().numpy())
+        done = terminated or truncated
+        pairs.append(torch.cat([x, action]))
+        rewards.append(float(reward))
+        log_pis.append(log_pi.item())
+    q, next_value = torch.zeros(len(rewards)), 0.0
+    for t in reversed(range(len(rewards))):
+        q[t] = rewards[t] + args.gamma * next_value
+        next_value = q[t].item() - alpha * log_pis[t]
+    tail = math.ceil(math.log(BIAS_TAIL) / math.log(args.gamma)) if 0 < args.gamma < 1 else 1
+    known = len(rewards) if terminated else max(0, len(rewards) - tail)
+    return torch.stack(pairs)[:known], q[:known]
+
+
+def value_bias(args: Args, agent, step: int) -> dict[str, float]:
+    """Section 4.2, Figure 4: E[Q(s, a) - Q^pi(s, a)] under the current policy; Q is the mean over the critics.
+
+    Returns the columns of bias.csv; only `states` if no episode was long enough.
     """
     rng = np.random.default_rng([args.seed, step])
     generator = torch.Generator(args.device).manual_seed(int(rng.integers(2**31)))
-    alpha, theta = agent.log_alpha.exp().item(), agent.critic.theta.detach().clone()
-    tail = math.ceil(math.log(BIAS_TAIL) / math.log(args.gamma)) if 0 < args.gamma < 1 else 1
-    biases, returns, num_states, num_steps = [], [], 0, 0
+    theta = agent.critic.theta.clone()  # not theta itself, of which SAC's agent would give the actor's minimum
+    biases, returns = [], [torch.zeros(0)]
     with closing(make_env(args)) as env:
-        while num_states < BIAS_STATES and num_steps < 5 * BIAS_STATES:
-            i = agent.actor.select(1, 1, generator)[0]
-            (obs, _), done, pairs, rewards, log_pis = env.reset(seed=int(rng.integers(2**31))), False, [], [], []
-            while not done:
-                x = torch.as_tensor(obs, dtype=torch.float32, device=args.device)
-                noise = torch.randn(agent.action_dim, generator=generator, device=args.device)
-                action, log_pi = agent.policy(agent.actor.theta, i, x, noise)
-                obs, reward, terminated, truncated, _ = env.step(action.cpu().numpy())
-                done = terminated or truncated
-                pairs.append(torch.cat([x, action]))
-                rewards.append(float(reward))
-                log_pis.append(log_pi.item())
-            soft_returns, next_value = [], 0.0
-            for reward, log_pi in zip(reversed(rewards), reversed(log_pis)):
-                soft_returns.insert(0, reward + args.gamma * next_value)
-                next_value = soft_returns[0] - alpha * log_pi
-            usable = len(rewards) if terminated else max(0, len(rewards) - tail)
-            num_states, num_steps = num_states + usable, num_steps + len(rewards)
-            for start in range(0, usable, args.batch_size):
-                x = torch.zeros(args.batch_size, len(pairs[0]), device=args.device)  # dropout's masks are a batch
-                chunk = slice(start, min(start + args.batch_size, usable))
-                x[: chunk.stop - start] = torch.stack(pairs[chunk])
-                q = agent.q_value(theta, agent.critic.select(1, args.num_subnets, generator)[0], x).mean(0)
-                expected = torch.tensor(soft_returns[chunk])
-                biases.append(q[: len(expected)].cpu() - expected)
-                returns.append(expected)
+        while (known := sum(map(len, returns))) < BIAS_STATES and (known or len(returns) <= 5):  # 5 in vain: give up
+            pairs, q_pi = soft_episode(args, agent, env, generator, int(rng.integers(2**31)))
+            for chunk, expected in zip(pairs.split(args.batch_size), q_pi.split(args.batch_size)):
+                x = torch.zeros(args.batch_size, pairs.shape[1], device=args.device)  # dropout's masks are a batch
+                x[: len(chunk)] = chunk
+                i = agent.critic.select(1, args.num_subnets, generator)[0]
+                biases.append(agent.q_value(theta, i, x).mean(0)[: len(chunk)].cpu() - expected)
+            returns.append(q_pi)
     if not biases:
         return {"states": 0}
-    bias, scale = torch.cat(biases), torch.cat(returns).mean().abs()
-    row = {"states": len(bias), "mean": bias.mean(), "std": bias.std(), "normalised_mean": bias.mean() / scale}
-    row |= {"normalised_std": bias.std() / scale, "return": torch.cat(returns).mean(), "alpha": alpha}
-    return {name: float(value) for name, value in row.items()}
+    bias, q_pi = torch.cat(biases), torch.cat(returns)
+    row = {"states": len(bias), "mean": bias.mean(), "std": bias.std(), "return": q_pi.mean()}
+    row |= {"normalised_mean": bias.mean() / q_pi.mean().abs(), "normalised_std": bias.std() / q_pi.mean().abs()}
+    return {name: float(value) for name, value in (row | {"alpha": agent.log_alpha.exp()}).items()}
 
 
 def probed(make_agent: Callable) -> Callable:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import re
 import secrets
 import socket
@@ -446,33 +447,40 @@ def test_a_sweep_whose_workers_are_killed_is_the_runs_alone(tmp_path):
         same_run(omnet_sac.run_folder(one), omnet_sac.run_folder(two))
 
 
+ON_A_CLUSTER = """
+import sys, time, ray
+from pathlib import Path
+from paper.experiments import Flags, is_finished, run_all
+from paper.test_paper import sweep
+results, address = Path(sys.argv[1]), sys.argv[2]
+ray.init(address)
+while len(ray.nodes()) < 2:
+    time.sleep(0.2)
+ray.shutdown()
+assert run_all(sweep(results), Flags(figures=(), results=results, ray_address=address)) == {}
+assert all(map(is_finished, sweep(results)))
+"""
+
+
 @RAY
-def test_a_sweep_on_a_cluster_of_two_nodes(tmp_path, monkeypatch):
-    experiments = pytest.importorskip("paper.experiments")
-    ray = pytest.importorskip("ray")
+def test_a_sweep_on_a_cluster_of_two_nodes(tmp_path):
+    pytest.importorskip("ray")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    for name, value in {"MODE": "token", "TOKEN": secrets.token_hex(32)}.items():
-        monkeypatch.setenv(f"RAY_AUTH_{name}", value)
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    options = {"env": env | {"RAY_USAGE_STATS_ENABLED": "0"}, "cwd": Path(__file__).parent.parent}
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
     head = ["--head", "--port", str(port), "--node-ip-address", "127.0.0.1", "--include-dashboard", "false"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet = options | {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     nodes = [subprocess.Popen([*start, *head], **quiet)]
     try:
         while socket.socket().connect_ex(("127.0.0.1", port)):
             assert nodes[0].poll() is None
             time.sleep(0.2)
         nodes.append(subprocess.Popen([*start, "--address", f"127.0.0.1:{port}"], **quiet))
-        ray.init(f"127.0.0.1:{port}", log_to_driver=False, logging_level="error")
-        while len(ray.nodes()) < 2:
-            assert nodes[1].poll() is None
-            time.sleep(0.2)
-        ray.shutdown()
-        flags = experiments.Flags(figures=(), results=tmp_path, ray_address=f"127.0.0.1:{port}")
-        assert experiments.run_all(sweep(tmp_path), flags) == {}
-        assert all(experiments.is_finished(args) for args in sweep(tmp_path))
+        script = [sys.executable, "-c", ON_A_CLUSTER, str(tmp_path), f"127.0.0.1:{port}"]
+        subprocess.run(script, **options, check=True, timeout=300)
     finally:
         for node in nodes[::-1]:
             node.terminate()
