@@ -39,6 +39,13 @@ ROOT = Path(__file__).parent
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def denormals_again():
+    """`train` flushes them to zero, which hypothesis does not accept."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 class Point(gym.Env):
     """A point on a line: observation (position, steps so far), reward -position^2, terminal beyond 1.2."""
 
