@@ -235,8 +235,8 @@ def test_reset_is_fresh_at_the_right_step_and_keeps_replay_and_steps(method, tmp
 
 def test_a_resumed_baseline_is_the_uninterrupted_one(tmp_path):
     """With resets, dropout and a probe: all that baselines add to the state of a run."""
-    flags = {"dropout": 0.1, "layer_norm": True, "reset_interval": 250, "bias_interval": 100, "gamma": 0.5}
-    flags |= {"total_timesteps": 620, "checkpoint_interval": 200, "replay_ratio": 1}
+    flags = {"dropout": 0.1, "layer_norm": True, "reset_interval": 130, "bias_interval": 100, "gamma": 0.5}
+    flags |= {"total_timesteps": 320, "checkpoint_interval": 100, "replay_ratio": 1}
 
     class Stop(Exception):
         pass
@@ -246,7 +246,7 @@ def test_a_resumed_baseline_is_the_uninterrupted_one(tmp_path):
         update = agent.update
 
         def update_or_stop(buffer):
-            if buffer.added == 450:
+            if buffer.added == 250:
                 raise Stop
             return update(buffer)
 
