@@ -230,7 +230,8 @@ def run_all(runs: list[Args], flags: Flags) -> dict[Path, str]:
             running = [
                 f"{folder.parent.name}/{folder.name} {n}" for folder, n in steps.items() if n and folder in waiting
             ]
-            bar.n = sum(steps.values())
+            whole = sum(args.total_timesteps for args in runs if run_folder(args) not in waiting | failed.keys())
+            bar.n = whole + sum(n for folder, n in steps.items() if folder in waiting | failed.keys())
             bar.set_postfix_str(
                 f"{num_runs - len(pending) - len(failed)} done, {len(failed)} failed; {', '.join(running)}"
             )

@@ -26,6 +26,8 @@ from paper.baselines import METHODS, Dropout, EnsembleSAC
 from paper.probes import value_bias
 from paper.speed import HEADER, main, measure, trace
 
+torch.set_num_threads(1)  # as in a sweep: sums of two threads round differently
+
 
 def hand_counted_flop(obs_dim, action_dim, hidden_dim, num_subnets, batch_size, policy_delay):
     """FLOPs per critic update: two per multiplication, and a backward product for every operand that has a gradient."""
