@@ -150,9 +150,15 @@ def is_finished(args: Args) -> bool:
     return last_step(run_folder(args) / "eval.csv") >= args.total_timesteps // args.eval_interval * args.eval_interval
 
 
+def subcommand_of(args: Args) -> str:
+    """The name in paper.baselines of a run's method."""
+    return next(name for name, (_, default) in METHODS.items() if default.method == args.method)
+
+
 def command(args: Args) -> str:
     """The shell command of a run."""
-    subcommand, default = next((name, d) for name, (_, d) in METHODS.items() if d.method == args.method)
+    subcommand = subcommand_of(args)
+    default = METHODS[subcommand][1]
     if (run_folder(args) / "args.json").exists():
         return f"python -m paper.baselines {subcommand} --resume {shlex.quote(str(run_folder(args)))}"
     words = ["python -m paper.baselines", subcommand]
@@ -183,8 +189,7 @@ def gflop_per_step(method: str, env_id: str) -> float:
 
 def cost(args: Args) -> float:
     """GFLOPs of a run's updates."""
-    method = next(name for name, (_, default) in METHODS.items() if default.method == args.method)
-    return gflop_per_step(method, args.env_id) * (args.total_timesteps - args.learning_starts)
+    return gflop_per_step(subcommand_of(args), args.env_id) * (args.total_timesteps - args.learning_starts)
 
 
 def memory(args: Args) -> int:
