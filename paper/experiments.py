@@ -217,29 +217,25 @@ def run_all(runs: list[Args], flags: Flags) -> dict[Path, str]:
     ray.init(flags.ray_address or "local", **options | ({} if flags.ray_address else {"include_dashboard": False}))
     resources = {"num_cpus": flags.num_cpus, "num_gpus": flags.num_gpus, "max_retries": flags.retries}
     pending = {execute.options(**resources, memory=memory(args)).remote(args): args for args in runs}
-    failed, num_runs = {}, len(runs)
+    finished, failed = set(), {}
     with tqdm(total=sum(args.total_timesteps for args in runs), unit="step", dynamic_ncols=True) as bar:
         while pending:
             done, _ = ray.wait(list(pending), timeout=2)
             for ref in done:
-                args = pending.pop(ref)
+                folder = run_folder(pending.pop(ref))
                 try:
                     error = ray.get(ref)
                 except ray.exceptions.RayError as dead:
                     error = f"its worker died {flags.retries + 1} times: {first_line(dead)}"
                 if error:
-                    failed[run_folder(args)] = error
-                bar.write(f"{'FAILED' if error else 'done'}: {run_folder(args)}" + (f": {error}" if error else ""))
-            steps = {run_folder(args): last_step(run_folder(args) / "train.csv") for args in runs}
-            waiting = {run_folder(args) for args in pending.values()}
-            running = [
-                f"{folder.parent.name}/{folder.name} {n}" for folder, n in steps.items() if n and folder in waiting
-            ]
-            whole = sum(args.total_timesteps for args in runs if run_folder(args) not in waiting | failed.keys())
-            bar.n = whole + sum(n for folder, n in steps.items() if folder in waiting | failed.keys())
-            bar.set_postfix_str(
-                f"{num_runs - len(pending) - len(failed)} done, {len(failed)} failed; {', '.join(running)}"
-            )
+                    failed[folder] = error
+                else:
+                    finished.add(folder)
+                bar.write(f"FAILED: {folder}: {error}" if error else f"done: {folder}")
+            running = {run_folder(args): last_step(run_folder(args) / "train.csv") for args in pending.values()}
+            bar.n = sum(running.get(run_folder(args), args.total_timesteps) for args in runs)  # what ended counts whole
+            shown = ", ".join(f"{folder.parent.name}/{folder.name} {n}" for folder, n in running.items() if n)
+            bar.set_postfix_str(f"{len(finished)} done, {len(failed)} failed; {shown}")
     ray.shutdown()
     return failed
 
