@@ -90,7 +90,7 @@ class Ensemble(OMNet):
     """Separate critics behind the interface of OMNet: theta (E * n,) holds the parameters of E networks."""
 
     def __init__(self, nets: list[nn.Module], hidden_shape: tuple[int, ...]):
-        super().__init__(nets[0], num_subnets=1, sparsity=0.0)
+        super().__init__(nets[0], num_subnets=len(nets), sparsity=0.0)
         self.theta = nn.Parameter(torch.cat([OMNet(net, 1, 0.0).theta for net in nets]), False)
         self.num_critics, self.hidden_shape = len(nets), hidden_shape
         self.dropout = nets[0].p if isinstance(nets[0], Dropout) else 0.0
@@ -100,8 +100,7 @@ class Ensemble(OMNet):
         units kept (steps, k, 2, B, hidden_dim) in k passes, which the critics take in turns."""
         k = self.num_critics if k == 1 else k
         if not self.dropout:
-            keys = torch.rand(steps, self.num_critics, generator=generator, device=self.theta.device)
-            return keys.argsort(1)[:, :k]
+            return super().select(steps, k, generator)
         shape = steps, k, *self.hidden_shape
         bits = torch.empty(math.ceil(math.prod(shape) / 4), dtype=torch.int64, device=self.theta.device)
         bits = bits.random_(-(2**63), None, generator=generator).view(torch.int16)[: math.prod(shape)]

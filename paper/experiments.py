@@ -83,7 +83,7 @@ FIGURES = {
     "fig2b": Figure(OMNET | SINGLE),
     "fig3": Figure(OMNET | MULTIPLE | SINGLE | DROQ),
     "fig4": Figure(BIASED, ("Humanoid-v4",)),
-    "fig5-7": Figure(AGENTS, ("maze_env:Maze-v0",), 10_000, MAZE),
+    "fig5-7": Figure(AGENTS, ("maze_env:Maze-v0",), 8_000, MAZE),
     "fig8": Figure(noisy(OMNET | {"REDQ": MULTIPLE["REDQ"]}), ("Humanoid-v4",)),
     "fig9a": Figure(OMNET | SPARSITIES),
     "fig9b": Figure(OMNET | SUBNETS | INFINITE),
@@ -217,7 +217,7 @@ def run_all(runs: list[Args], flags: Flags) -> dict[Path, str]:
     ray.init(flags.ray_address or "local", **options | ({} if flags.ray_address else {"include_dashboard": False}))
     resources = {"num_cpus": flags.num_cpus, "num_gpus": flags.num_gpus, "max_retries": flags.retries}
     pending = {execute.options(**resources, memory=memory(args)).remote(args): args for args in runs}
-    finished, failed = set(), {}
+    failed = {}
     with tqdm(total=sum(args.total_timesteps for args in runs), unit="step", dynamic_ncols=True) as bar:
         while pending:
             done, _ = ray.wait(list(pending), timeout=2)
@@ -229,13 +229,12 @@ def run_all(runs: list[Args], flags: Flags) -> dict[Path, str]:
                     error = f"its worker died {flags.retries + 1} times: {first_line(dead)}"
                 if error:
                     failed[folder] = error
-                else:
-                    finished.add(folder)
                 bar.write(f"FAILED: {folder}: {error}" if error else f"done: {folder}")
             running = {run_folder(args): last_step(run_folder(args) / "train.csv") for args in pending.values()}
             bar.n = sum(running.get(run_folder(args), args.total_timesteps) for args in runs)  # what ended counts whole
             shown = ", ".join(f"{folder.parent.name}/{folder.name} {n}" for folder, n in running.items() if n)
-            bar.set_postfix_str(f"{len(finished)} done, {len(failed)} failed; {shown}")
+            num_done = len(runs) - len(pending) - len(failed)
+            bar.set_postfix_str(f"{num_done} done, {len(failed)} failed; {shown}")
     ray.shutdown()
     return failed
 

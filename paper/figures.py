@@ -232,6 +232,13 @@ def steps_to_success(folder: Path, share: float = 0.9) -> float:
     return next((steps[k] for k in range(len(steps) - 2) if all(good[k : k + 3])), steps[-1])
 
 
+def first_success(folder: Path, starts: int) -> float:
+    """Steps after the warm-up until a training episode first ended in the goal; all of them if none did."""
+    table = read(folder / "train.csv")
+    won = table["step"][(table["step"] > starts) & (table["return"] > 0)]
+    return float(won[0] if len(won) else table["step"][-1]) - starts
+
+
 def draw_maze(name: str, results: Path) -> str:
     """Figures 5 to 7, and the numbers beside them."""
     figure, (env_id,) = FIGURES[name], FIGURES[name].env_ids
@@ -295,8 +302,11 @@ def draw_maze(name: str, results: Path) -> str:
             apart = [divergence(subnets) for subnets in recorded if len(subnets) > 1]
             cells.append(interval(apart, digits=3) if apart else "one actor")
         rows.append([f"distance between subnetworks' paths after {after:,} actor steps", *cells])
-    times = ([steps_to_success(run) for run in found] for found in runs.values())
-    rows.append(["environment steps until 90% success", *(interval(t) for t in times)])
+    for label, measure in (
+        ("training steps until the goal is first reached", lambda run: first_success(run, starts)),
+        ("environment steps until 90% success", steps_to_success),
+    ):
+        rows.append([label, *(interval([measure(run) for run in found]) for found in runs.values())])
     return markdown(header, rows)
 
 

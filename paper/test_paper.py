@@ -558,8 +558,11 @@ def test_numbers_of_the_maze(tmp_path):
     figures = pytest.importorskip("paper.figures")
     returns = {200 * k: [0, 0, 100, 100, 100] if k == 3 else [100.0 * (k == 1 or k > 4)] * 5 for k in range(1, 11)}
     visits = "step,obs_0,obs_1\n1,0.01,0.01\n2,0.02,0.02\n3,0.99,0.99\n4,0.5,0.66666657\n5,0.5,0.66666677\n"
-    write_run(tmp_path / "run", returns, visits=visits)
+    train = "step,subnet,return,length\n950,1,100.0,40\n1000,0,0.0,50\n1030,2,100.0,30\n1070,2,100.0,40\n"
+    write_run(tmp_path / "run", returns, visits=visits, train=train)
     assert figures.steps_to_success(tmp_path / "run") == 1000, "the first success that lasts"
+    assert figures.first_success(tmp_path / "run", 1000) == 30, "one of the warm-up does not count"
+    assert figures.first_success(tmp_path / "run", 1050) == 20 and figures.first_success(tmp_path / "run", 1070) == 0
     grid = figures.visitation(tmp_path / "run", 3)
     assert grid[0, 0] == pytest.approx(2 / 3) and grid[29, 29] == pytest.approx(1 / 3) and grid.shape == (30, 30)
     grid = figures.visitation(tmp_path / "run", 5)
@@ -581,6 +584,7 @@ def test_every_figure_is_drawn_from_raw_files(tmp_path, capsys):
     ]
     bias = "step,normalised_mean\n5000,0.5\n10000,0.7\n"
     files = {"visits": visits, "trajectories": "step,subnet,t,obs_0,obs_1\n" + "".join(paths), "bias": bias}
+    files["train"] = "step,subnet,return,length\n1050,0,0.0,50\n1090,0,100.0,40\n"
     for figure in figures.FIGURES.values():
         for variant in figure.variants.values():
             for env_id in figure.env_ids[:1]:
