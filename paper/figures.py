@@ -260,10 +260,11 @@ def draw_maze(name: str, results: Path) -> str:
     save(fig, "fig5", results)
 
     fig, axes = plt.subplots(len(runs), 3, figsize=(9.5, 3.2 * len(runs)), layout="constrained", squeeze=False)
-    for row, (title, found) in zip(axes, runs.items()):
-        for axis, steps in zip(row, MAZE_WINDOWS):
-            mean = np.mean([visitation(run, steps) for run in found], axis=0)
-            axis.imshow(mean.T**0.5, origin="lower", extent=(0, 1, 0, 1), cmap="Reds")
+    for column, steps in zip(axes.T, MAZE_WINDOWS):
+        means = [np.mean([visitation(run, steps) for run in found], axis=0) for found in runs.values()]
+        for axis, title, mean in zip(column, runs, means):
+            scale = {"vmin": 0, "vmax": np.max(means) ** 0.5}  # one for all agents
+            axis.imshow(mean.T**0.5, origin="lower", extent=(0, 1, 0, 1), cmap="Reds", **scale)
             maze_map(axis)
             axis.set_title(f"{title}\nfirst {steps} training steps", fontsize=9)
     fig.suptitle(f"Figure 6: visitation frequency (square root), mean over seeds{note}")
