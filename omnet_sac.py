@@ -368,8 +368,9 @@ class OMNetSAC(nn.Module):
         print("compiling the update ...", end=" ", flush=True)
         start, state = time.time(), copy.deepcopy(self.state_dict())
         try:
-            for _ in range(math.ceil(self.args.policy_delay / self.args.replay_ratio)):
-                self.update(ReplayBuffer(1, self.obs_dim, self.action_dim, self.args.device, added=1))
+            with warnings.catch_warnings(action="ignore"):  # else a signal in the midst of it shows torch's own stack
+                for _ in range(math.ceil(self.args.policy_delay / self.args.replay_ratio)):
+                    self.update(ReplayBuffer(1, self.obs_dim, self.action_dim, self.args.device, added=1))
             print(f"{time.time() - start:.0f} s", flush=True)
         except RuntimeError as error:
             del self.critic_step, self.actor_step
