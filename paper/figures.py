@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,7 @@ CELLS = 30  # per side of its grid
 PAPER_SEEDS = 10
 
 
+@cache
 def read(path: Path) -> dict[str, np.ndarray]:
     """The columns of a CSV file of numbers; empty fields are NaN."""
     with path.open() as file:
