@@ -490,7 +490,8 @@ def load_checkpoint(folder: Path, args: Args, *parts) -> dict:
     try:
         state = torch.load(path, weights_only=True, map_location=args.device)
         then, now = (about["args"] | about["versions"] for about in (state["about"], describe(args)))
-        names = (then.keys() | now.keys()) - {"python", "run_dir", "resume", "evaluate", "device", "track"}
+        free = {"python", "run_dir", "resume", "evaluate", "device", "track", "total_timesteps"}
+        names = (then.keys() | now.keys()) - free
         different = [f"{k} = {then.get(k)}, here {now.get(k)}" for k in sorted(names) if then.get(k) != now.get(k)]
         for part, name in zip(parts, ("agent", "buffer")) if not different else ():
             part.load_state_dict(state[name])

@@ -751,6 +751,17 @@ def test_a_finished_run_resumes_to_itself(finished, tmp_path):
     assert_same_run(finished, folder)
 
 
+def test_a_finished_run_goes_on_when_its_total_timesteps_are_raised(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    about = json.loads((folder / "args.json").read_text())
+    about["args"]["total_timesteps"] = 90
+    (folder / "args.json").write_text(json.dumps(about))
+    main(Args(resume=folder))
+    assert (folder / "train.csv").read_text().startswith((finished / "train.csv").read_text())
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == checkpoint["buffer"]["added"] == len(checkpoint["buffer"]["rows"]) == 90
+
+
 # Bad input never costs more than a sentence
 
 

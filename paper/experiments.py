@@ -253,7 +253,7 @@ def main(flags: Flags) -> None:
             stored = stored_args(folder, args) if (folder / "args.json").exists() else args
             if stored.total_timesteps != args.total_timesteps:
                 told = f"{folder} holds a run of {stored.total_timesteps} steps, not of {args.total_timesteps}"
-                raise UsageError(f"{told}: move it away, or choose other --results or --total-timesteps")
+                raise UsageError(f"{told}: change total_timesteps in its args.json, or move it away")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
