@@ -82,7 +82,7 @@ def bootstrap(groups: list[np.ndarray], statistic: Callable, draws: int = 2000) 
     return low, high
 
 
-def interval(values: list[float], statistic: Callable = np.mean, digits: int = 0) -> str:
+def interval(values: list[float] | np.ndarray, statistic: Callable = np.mean, digits: int = 0) -> str:
     """`mean [low, high]` over seeds; without an interval if there is but one."""
     point = f"{statistic(values):.{digits}f}"
     if len(values) < 2:
@@ -115,38 +115,43 @@ def draw_curves(name: str, results: Path, file: str = "eval.csv", column: str = 
     figure, rows = FIGURES[name], []
     tasks = [env_id for env_id in figure.env_ids if any(folders(results, v, env_id) for v in figure.variants.values())]
     fig, axes = plt.subplots(1, len(tasks), figsize=(1.5 + 4 * len(tasks), 3.8), squeeze=False, layout="constrained")
-    fewest, longest = PAPER_SEEDS, 0
+    fewest, longest = PAPER_SEEDS, np.zeros(1)
     for axis, env_id in zip(axes[0], tasks):
         for k, (title, variant) in enumerate(figure.variants.items()):
             runs = [f for f in folders(results, variant, env_id) if (f / file).exists()]
             if not runs:
                 continue
             steps, values = stack([curve(run, file, column) for run in runs])
-            fewest, longest = min(fewest, len(runs)), max(longest, steps[-1])
+            fewest, longest = min(fewest, len(runs)), max(longest, steps, key=lambda s: s[-1])
             axis.plot(steps, values.mean(0), color=COLORS[k % 9], linestyle=STYLES[k % 9], label=title)
             if len(runs) > 1:
                 low, high = bootstrap([values], lambda groups: groups[0].mean(0))
                 axis.fill_between(steps, low, high, color=COLORS[k % 9], alpha=0.2, linewidth=0)
-            scores = [score(run) for run in runs] if file == "eval.csv" else list(values[:, -1])
+            scores = values[:, steps > steps[-1] * 5 / 6].mean(1) if file == "eval.csv" else values[:, -1]
             rows.append([env_id, title, len(runs), f"{steps[-1]:,}", interval(scores), interval(scores, iqm)])
         if file == "eval.csv":
-            draw_published(axis, env_id, longest)
+            rows += draw_published(axis, env_id, longest)
         axis.set(title=env_id, xlabel="environment steps", ylabel=label)
     axes[0][-1].legend(fontsize=8, frameon=False)
-    fig.suptitle(f"{name}{shortfall(figure, fewest, longest)}")
+    fig.suptitle(f"{name}{shortfall(figure, fewest, longest[-1])}")
     save(fig, name, results)
     value = "score (last sixth)" if file == "eval.csv" else f"last {label}"
     return markdown(f"task | method | seeds | steps | {value}, mean [95%] | IQM [95%]", rows)
 
 
-def draw_published(axis, env_id: str, last_step: int) -> None:
-    """The curves of paper/reference_curves.csv, means of 10 seeds."""
+def draw_published(axis, env_id: str, steps: np.ndarray) -> list[list]:
+    """The curves of paper/reference_curves.csv, means of 10 seeds; their rows of the table, scored as if evaluated at
+    `steps` (T,)."""
     with (ROOT / "paper" / "reference_curves.csv").open() as file:
         published = [row for row in csv.DictReader(file) if row["env_id"] == env_id]
-    for method, style in (("REDQ-20", "-"), ("SAC", ":")):
-        rows = [row for row in published if row["method"] == method and int(row["step"]) <= 1.2 * last_step]
-        points = [int(row["step"]) for row in rows], [float(row["mean"]) for row in rows]
-        axis.plot(*points, color="0.6", linestyle=style, linewidth=1, label=f"{method}, published")
+    table = []
+    for method, style in (("REDQ-20", "-"), ("SAC", ":")) if published else ():
+        points = np.array([(int(row["step"]), float(row["mean"])) for row in published if row["method"] == method])
+        axis.plot(*points[points[:, 0] <= 1.2 * steps[-1]].T, color="0.6", linestyle=style, linewidth=1)
+        axis.lines[-1].set_label(f"{method}, published")
+        last_sixth = np.interp(steps[steps > steps[-1] * 5 / 6], *points.T).mean()
+        table.append([env_id, f"{method}, published", PAPER_SEEDS, f"{steps[-1]:,}", f"{last_sixth:.0f}", ""])
+    return table
 
 
 def save(fig, name: str, results: Path) -> None:

@@ -542,6 +542,17 @@ def test_score_is_the_mean_over_the_last_sixth(tmp_path):
     assert figures.score(tmp_path / "run") == np.mean(range(255_000, 300_001, 5_000)) + 1
 
 
+def test_published_curves_are_scored_over_the_same_steps(tmp_path):
+    figures = pytest.importorskip("paper.figures")
+    folder = tmp_path / "omnet_sac" / "Hopper-v4__omnet_sac__1"
+    write_run(folder, {step: [step / 10] for step in range(5_000, 40_001, 5_000)})
+    table = figures.draw_curves("fig2a", tmp_path).splitlines()
+    assert table[2] == "| Hopper-v4 | OMNet | 1 | 40,000 | 3750 | 3750 |"
+    means = [1847.8 + (2484.7 - 1847.8) * (step - 33_332) / (49_998 - 33_332) for step in (35_000, 40_000)]
+    assert f"| Hopper-v4 | REDQ-20, published | 10 | 40,000 | {np.mean(means):.0f} |  |" in table
+    assert sum("published" in line for line in table) == 2
+
+
 def test_interquartile_mean_and_stratified_bootstrap():
     figures = pytest.importorskip("paper.figures")
     assert figures.iqm(np.array([0, 1, 2, 100.0])) == 1.5
