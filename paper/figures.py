@@ -91,10 +91,15 @@ def interval(values: list[float] | np.ndarray, statistic: Callable = np.mean, di
     return f"{point} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def last_sixth(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Section 4.1: the mean over the last sixth of the steps (T,), the last 50K of 300K, of values (..., T)."""
+    return values[..., steps > steps[-1] * 5 / 6].mean(-1)
+
+
 def score(folder: Path) -> float:
-    """Section 4.1: the mean evaluation return over the last sixth of the run (the last 50K of 300K steps)."""
-    returns = curve(folder)
-    return float(np.mean([value for step, value in returns.items() if step > max(returns) * 5 / 6]))
+    """The mean evaluation return over the last sixth of a run."""
+    steps, values = stack([curve(folder)])
+    return float(last_sixth(steps, values)[0])
 
 
 def markdown(header: str, rows: list[list]) -> str:
@@ -127,8 +132,9 @@ def draw_curves(name: str, results: Path, file: str = "eval.csv", column: str = 
             if len(runs) > 1:
                 low, high = bootstrap([values], lambda groups: groups[0].mean(0))
                 axis.fill_between(steps, low, high, color=COLORS[k % 9], alpha=0.2, linewidth=0)
-            scores = values[:, steps > steps[-1] * 5 / 6].mean(1) if file == "eval.csv" else values[:, -1]
-            rows.append([env_id, title, len(runs), f"{steps[-1]:,}", interval(scores), interval(scores, iqm)])
+            scores, digits = (last_sixth(steps, values), 0) if file == "eval.csv" else (values[:, -1], 2)
+            summary = interval(scores, digits=digits), interval(scores, iqm, digits)
+            rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *summary])
         if file == "eval.csv":
             rows += draw_published(axis, env_id, longest)
         axis.set(title=env_id, xlabel="environment steps", ylabel=label)
@@ -140,17 +146,16 @@ def draw_curves(name: str, results: Path, file: str = "eval.csv", column: str = 
 
 
 def draw_published(axis, env_id: str, steps: np.ndarray) -> list[list]:
-    """The curves of paper/reference_curves.csv, means of 10 seeds; their rows of the table, scored as if evaluated at
-    `steps` (T,)."""
+    """The curves of paper/reference_curves.csv, means of 10 seeds, at `steps` (T,); returns their rows of the table."""
     with (ROOT / "paper" / "reference_curves.csv").open() as file:
         published = [row for row in csv.DictReader(file) if row["env_id"] == env_id]
     table = []
     for method, style in (("REDQ-20", "-"), ("SAC", ":")) if published else ():
-        points = np.array([(int(row["step"]), float(row["mean"])) for row in published if row["method"] == method])
-        axis.plot(*points[points[:, 0] <= 1.2 * steps[-1]].T, color="0.6", linestyle=style, linewidth=1)
-        axis.lines[-1].set_label(f"{method}, published")
-        last_sixth = np.interp(steps[steps > steps[-1] * 5 / 6], *points.T).mean()
-        table.append([env_id, f"{method}, published", PAPER_SEEDS, f"{steps[-1]:,}", f"{last_sixth:.0f}", ""])
+        points = [(int(row["step"]), float(row["mean"])) for row in published if row["method"] == method]
+        means = np.interp(steps, *zip(*points))
+        axis.plot(steps, means, color="0.6", linestyle=style, linewidth=1, label=f"{method}, published")
+        row = [f"{method}, published", PAPER_SEEDS, f"{steps[-1]:,}", f"{last_sixth(steps, means):.0f}", ""]
+        table.append([env_id, *row])
     return table
 
 
