@@ -115,7 +115,7 @@ def shortfall(figure: Figure, seeds: int, steps: int) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
-def draw_curves(name: str, results: Path, file: str = "eval.csv", column: str = "return", label: str = "return") -> str:
+def draw_curves(name: str, results: Path, file="eval.csv", column="return", label="return") -> str:
     """One panel per task, a curve with its interval per variant; the published curves in grey. Returns the table."""
     figure, rows = FIGURES[name], []
     tasks = [env_id for env_id in figure.env_ids if any(folders(results, v, env_id) for v in figure.variants.values())]
@@ -137,6 +137,8 @@ def draw_curves(name: str, results: Path, file: str = "eval.csv", column: str = 
             rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *summary])
         if file == "eval.csv":
             rows += draw_published(axis, env_id, longest)
+        else:
+            axis.set_yscale("symlog", linthresh=0.1)  # small biases and huge ones, the paper's two panels, in one
         axis.set(title=env_id, xlabel="environment steps", ylabel=label)
     axes[0][-1].legend(fontsize=8, frameon=False)
     fig.suptitle(f"{name}{shortfall(figure, fewest, longest[-1])}")
