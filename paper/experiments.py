@@ -86,7 +86,7 @@ FIGURES = {
     "fig5-7": Figure(AGENTS, ("maze_env:Maze-v0",), 8_000, MAZE),
     "fig8": Figure(noisy(OMNET | {"REDQ": MULTIPLE["REDQ"]}), ("Humanoid-v4",)),
     "fig9a": Figure(OMNET | SPARSITIES),
-    "fig9b": Figure(OMNET | SUBNETS | INFINITE),
+    "fig9b": Figure(OMNET | {"no OMNet": AGENTS["no OMNet"]} | SUBNETS | INFINITE),  # the control the paper lacks
     "fig10": Figure(DROQ),
     "fig11": Figure(SIN_DROQ),
     "bias-all-tasks": Figure(BIASED),

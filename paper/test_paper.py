@@ -495,9 +495,9 @@ def test_dry_run_prints_each_missing_run_once_and_what_it_costs(tmp_path, capsys
     flags = dataclasses.replace(flags, dry_run=True)
     experiments.main(flags)
     *commands, summary = capsys.readouterr().out.splitlines()
-    assert len(set(commands)) == len(commands) == 2 * (1 + 4 + 4) and summary.startswith("18 runs to do, 0 finished")
+    assert len(set(commands)) == len(commands) == 2 * (1 + 4 + 5) and summary.startswith("20 runs to do, 0 finished")
     assert "python -m paper.baselines omnet-sac --total-timesteps 10000 --num-subnets 8 " in "\n".join(commands)
-    gflop = 18 * 5_000 * 4.692  # of Hopper, 235 MFLOP per update
+    gflop = 20 * 5_000 * 4.692  # of Hopper, 235 MFLOP per update
     assert float(re.search(r"([\d.]+) PFLOP", summary)[1]) == pytest.approx(gflop / 1e6, abs=0.01)
     args = experiments.figure_runs(flags)[0]
     folder = omnet_sac.run_folder(args)
@@ -507,7 +507,7 @@ def test_dry_run_prints_each_missing_run_once_and_what_it_costs(tmp_path, capsys
     assert f"omnet-sac --resume {folder}" in capsys.readouterr().out
     (folder / "eval.csv").write_text("step,episode,subnet,return,length,seconds\n10000,0,0,1.0,10,1.0\n")
     experiments.main(flags)
-    assert capsys.readouterr().out.splitlines()[-1].startswith("17 runs to do, 1 finished")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("19 runs to do, 1 finished")
     with pytest.raises(SystemExit) as exit:
         experiments.main(dataclasses.replace(flags, total_timesteps=20_000))
     assert exit.value.code == 2 and "of 10000 steps, not of 20000" in capsys.readouterr().err
