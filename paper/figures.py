@@ -120,8 +120,9 @@ def draw_curves(name: str, results: Path, file="eval.csv", column="return", labe
     figure, rows = FIGURES[name], []
     tasks = [env_id for env_id in figure.env_ids if any(folders(results, v, env_id) for v in figure.variants.values())]
     fig, axes = plt.subplots(1, len(tasks), figsize=(1.5 + 4 * len(tasks), 3.8), squeeze=False, layout="constrained")
-    fewest, longest = PAPER_SEEDS, np.zeros(1)
+    fewest, most_steps = PAPER_SEEDS, 0
     for axis, env_id in zip(axes[0], tasks):
+        longest = np.zeros(1)  # steps (T,) of the task's longest variant
         for k, (title, variant) in enumerate(figure.variants.items()):
             runs = [f for f in folders(results, variant, env_id) if (f / file).exists()]
             if not runs:
@@ -135,13 +136,14 @@ def draw_curves(name: str, results: Path, file="eval.csv", column="return", labe
             scores, digits = (last_sixth(steps, values), 0) if file == "eval.csv" else (values[:, -1], 2)
             summary = interval(scores, digits=digits), interval(scores, iqm, digits)
             rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *summary])
+        most_steps = max(most_steps, longest[-1])
         if file == "eval.csv":
             rows += draw_published(axis, env_id, longest)
         else:
             axis.set_yscale("symlog", linthresh=0.1)  # small biases and huge ones, the paper's two panels, in one
         axis.set(title=env_id, xlabel="environment steps", ylabel=label)
     axes[0][-1].legend(fontsize=8, frameon=False)
-    fig.suptitle(f"{name}{shortfall(figure, fewest, longest[-1])}")
+    fig.suptitle(f"{name}{shortfall(figure, fewest, most_steps)}")
     save(fig, name, results)
     value = "score (last sixth)" if file == "eval.csv" else f"last {label}"
     return markdown(f"task | method | seeds | steps | {value}, mean [95%] | IQM [95%]", rows)

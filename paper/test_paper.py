@@ -546,11 +546,13 @@ def test_published_curves_are_scored_over_the_same_steps(tmp_path):
     figures = pytest.importorskip("paper.figures")
     folder = tmp_path / "omnet_sac" / "Hopper-v4__omnet_sac__1"
     write_run(folder, {step: [step / 10] for step in range(5_000, 40_001, 5_000)})
+    write_run(folder.with_name("Ant-v4__omnet_sac__1"), {step: [0] for step in range(5_000, 20_001, 5_000)})
     table = figures.draw_curves("fig2a", tmp_path).splitlines()
     assert table[2] == "| Hopper-v4 | OMNet | 1 | 40,000 | 3750 | 3750 |"
     means = [1847.8 + (2484.7 - 1847.8) * (step - 33_332) / (49_998 - 33_332) for step in (35_000, 40_000)]
     assert f"| Hopper-v4 | REDQ-20, published | 10 | 40,000 | {np.mean(means):.0f} |  |" in table
-    assert sum("published" in line for line in table) == 2
+    assert sum("published" in line and "| Hopper-v4 | " in line for line in table) == 2
+    assert sum("published" in line and "| Ant-v4 | " in line and "| 20,000 |" in line for line in table) == 2
 
 
 def test_interquartile_mean_and_stratified_bootstrap():
