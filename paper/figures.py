@@ -119,7 +119,7 @@ def draw_curves(name: str, results: Path, file="eval.csv", column="return", labe
     """One panel per task, a curve with its interval per variant; the published curves in grey. Returns the table."""
     figure, rows = FIGURES[name], []
     tasks = [env_id for env_id in figure.env_ids if any(folders(results, v, env_id) for v in figure.variants.values())]
-    fig, axes = plt.subplots(1, len(tasks), figsize=(1.5 + 4 * len(tasks), 3.8), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 4 * len(tasks), 3.8), squeeze=False, layout="constrained")
     fewest, most_steps = PAPER_SEEDS, 0
     for axis, env_id in zip(axes[0], tasks):
         longest = np.zeros(1)  # steps (T,) of the task's longest variant
@@ -142,7 +142,8 @@ def draw_curves(name: str, results: Path, file="eval.csv", column="return", labe
         else:
             axis.set_yscale("symlog", linthresh=0.1)  # small biases and huge ones, the paper's two panels, in one
         axis.set(title=env_id, xlabel="environment steps", ylabel=label)
-    axes[0][-1].legend(fontsize=8, frameon=False)
+    labels = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels())}
+    fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False)
     fig.suptitle(f"{name}{shortfall(figure, fewest, most_steps)}")
     save(fig, name, results)
     value = "score (last sixth)" if file == "eval.csv" else f"last {label}"
