@@ -11,7 +11,7 @@ import dataclasses
 import math
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Union
+from typing import Annotated, Literal, Union
 
 import torch
 import torch.nn as nn
@@ -31,7 +31,16 @@ DROPOUT = {
 
 @dataclass
 class OMNetArgs(Probes, Args):
-    """OMNet-SAC: one critic with N masked subnetworks."""
+    """OMNet-SAC: one critic with N masked subnetworks. What the paper leaves open about the masks can be changed."""
+
+    mask_input: bool = True
+    """masks cover the input layer's weights and biases; off: it is dense"""
+    mask_output: bool = True
+    """masks cover the output layer's weights and biases; off: it is dense"""
+    dense_in: Literal["both", "critic", "actor"] = "both"
+    """networks whose layers are dense where the two flags above say so"""
+    balanced_masks: bool = False
+    """every parameter is in N (1 - S) of the N masks, rounded up or down at random: their overlap is controlled"""
 
 
 @dataclass(kw_only=True)
@@ -67,6 +76,33 @@ METHODS = {
     "sin-droq": ("DroQ with one", Baseline(method="sin_droq", num_critics=1, layer_norm=True, dropout=None)),
     "sr-sin-sac": ("SR-SAC with one", Baseline(method="sr_sin_sac", num_critics=1, **RESET)),
 }
+
+
+def balanced(p_one: torch.Tensor, num_subnets: int, generator: torch.Generator) -> torch.Tensor:
+    """Masks (N, n) with parameter j in N * p_one[j] of them, rounded at random to a whole number of this mean."""
+    rank = torch.rand(num_subnets, len(p_one), generator=generator, device=p_one.device).argsort(0).argsort(0)
+    rounding = torch.rand(len(p_one), generator=generator, device=p_one.device)
+    return (rank < (num_subnets * p_one + rounding).floor()).to(torch.uint8)
+
+
+class OMNetVariant(OMNetSAC):
+    """OMNet-SAC with the masks that OMNetArgs asks for; by default its own."""
+
+    def make_networks(self) -> tuple[OMNet, OMNet]:
+        args, (critic, actor) = self.args, super().make_networks()
+        for name, omnet in (("critic", critic), ("actor", actor)):
+            if args.balanced_masks:
+                omnet.masks.copy_(balanced(omnet.p_one, len(omnet.masks), self.generator))
+            if args.dense_in in ("both", name):
+                first, *_, last = (key.split(".")[0] for key in omnet.shapes)
+                dense = {first: not args.mask_input, last: not args.mask_output}
+                entries = [
+                    torch.full((size.numel(),), dense.get(key.split(".")[0], False))
+                    for key, size in omnet.shapes.items()
+                ]
+                omnet.masks[:, torch.cat(entries)] = 1
+                omnet.p_one[torch.cat(entries)] = 1
+        return critic, actor
 
 
 class Dropout(nn.Module):
@@ -156,7 +192,7 @@ def without_layer_norm(net: nn.Sequential) -> nn.Sequential:
 
 def make_agent(args: OMNetArgs | Baseline, obs_dim: int, action_dim: int) -> OMNetSAC:
     """The agent that the class of `args` stands for, with its probes."""
-    agent_class = EnsembleSAC if isinstance(args, Baseline) else OMNetSAC
+    agent_class = EnsembleSAC if isinstance(args, Baseline) else OMNetVariant
     return probed(agent_class)(args, obs_dim, action_dim)
 
 

@@ -15,7 +15,8 @@ from omnet_sac import Args, ReplayBuffer, make_env, open_csv, run_folder
 
 VISITED_STEPS = 1000  # as far as Figure 6 looks
 BIAS_STATES = 1000  # states that enter a measurement of the value bias, at least
-BIAS_COLUMNS = "states,mean,std,normalised_mean,normalised_std,return,alpha"
+BIAS_COLUMNS = "states,mean,std,normalised_mean,normalised_std,return,alpha,"
+BIAS_COLUMNS += "normalised_spread,normalised_gap,error_correlation,action_distance"  # of `diversity`
 BIAS_TAIL = 0.002  # share of a return that the steps after the end of a truncated episode may still weigh
 
 
@@ -70,30 +71,54 @@ def soft_episode(args: Args, agent, env, generator: torch.Generator, seed: int) 
     return torch.stack(pairs)[:known], q[:known]
 
 
+def diversity(q: torch.Tensor, q_pi: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How far apart k critics (or subnetworks) and m actors are, from Q (k, S), Q^pi (S,) and actions (m, S, A).
+
+    Over |mean Q^pi|: the standard deviation of Q over the critics, and by how much the minimum over two of them
+    is below their mean. Correlation of the errors Q - Q^pi of two critics; distance between two actors' actions. Means
+    over states and pairs; what needs two and has one is left out.
+    """
+    columns, scale = {}, q_pi.mean().abs()
+    if len(q) > 1:
+        one, two = torch.combinations(torch.arange(len(q))).T
+        columns["normalised_spread"] = q.std(0).mean() / scale
+        columns["normalised_gap"] = (q[one] - q[two]).abs().mean() / 2 / scale  # mean - min = |difference| / 2
+        columns["error_correlation"] = torch.corrcoef(q - q_pi)[one, two].mean()
+    if len(actions) > 1:
+        one, two = torch.combinations(torch.arange(len(actions))).T
+        columns["action_distance"] = (actions[one] - actions[two]).norm(dim=-1).mean()
+    return columns
+
+
 def value_bias(args: Args, agent, step: int) -> dict[str, float]:
     """Section 4.2, Figure 4: E[Q(s, a) - Q^pi(s, a)] under the current policy; Q is the mean over the critics.
 
-    Returns the columns of bias.csv; only `states` if no episode was long enough.
+    Returns the columns of bias.csv, those of `diversity` included; only `states` if no episode was long enough.
     """
     rng = np.random.default_rng([args.seed, step])
     generator = torch.Generator(args.device).manual_seed(int(rng.integers(2**31)))
     theta = agent.critic.theta.clone()  # not theta itself, of which SAC's agent would give the actor's minimum
-    biases, returns = [], [torch.zeros(0)]
+    states, values, returns = [], [], [torch.zeros(0)]
     with closing(make_env(args)) as env:
         while (known := sum(map(len, returns))) < BIAS_STATES and (known or len(returns) <= 5):  # 5 in vain: give up
             pairs, q_pi = soft_episode(args, agent, env, generator, int(rng.integers(2**31)))
-            for chunk, expected in zip(pairs.split(args.batch_size), q_pi.split(args.batch_size)):
+            for chunk in pairs.split(args.batch_size):
                 x = torch.zeros(args.batch_size, pairs.shape[1], device=args.device)  # dropout's masks are a batch
                 x[: len(chunk)] = chunk
                 i = agent.critic.select(1, args.num_subnets, generator)[0]
-                biases.append(agent.q_value(theta, i, x).mean(0)[: len(chunk)].cpu() - expected)
+                values.append(agent.q_value(theta, i, x)[:, : len(chunk)].cpu())
+            states.append(pairs[:, : agent.obs_dim])
             returns.append(q_pi)
-    if not biases:
+    if not values:
         return {"states": 0}
-    bias, q_pi = torch.cat(biases), torch.cat(returns)
+    q, q_pi = torch.cat(values, 1), torch.cat(returns)
+    bias = q.mean(0) - q_pi
+    every = agent.actor.select(1, args.num_subnets, generator)[0]
+    actions = agent.actor(agent.actor.theta, every, torch.cat(states)).chunk(2, -1)[0].tanh().cpu()
     row = {"states": len(bias), "mean": bias.mean(), "std": bias.std(), "return": q_pi.mean()}
     row |= {"normalised_mean": bias.mean() / q_pi.mean().abs(), "normalised_std": bias.std() / q_pi.mean().abs()}
-    return {name: float(value) for name, value in (row | {"alpha": agent.log_alpha.exp()}).items()}
+    row |= {"alpha": agent.log_alpha.exp()} | diversity(q, q_pi, actions)
+    return {name: float(value) for name, value in row.items()}
 
 
 def probed(make_agent: Callable) -> Callable:

@@ -378,6 +378,71 @@ def test_value_bias_is_q_minus_the_soft_return_that_followed(env_id, num_usable)
     assert with_bonus["return"] - bias["return"] == pytest.approx(expected, abs=0.15)
 
 
+def test_diversity_of_hand_made_critics_and_actors():
+    """Three critics and two actors at four states, every number written out."""
+    q_pi = torch.tensor([1.0, 2.0, 3.0, -10.0])  # mean -1
+    error = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    q = q_pi + torch.stack([error, 2 * error, -error])
+    actions = torch.zeros(2, 4, 2)
+    actions[1, 0] = torch.tensor([3.0, 4.0])
+    found = {name: value.item() for name, value in probes.diversity(q, q_pi, actions).items()}
+    assert found == pytest.approx(
+        {
+            "normalised_spread": (7 / 3) ** 0.5,  # of 1, 2, -1, with the mean 2/3: (1/9 + 16/9 + 25/9) / 2
+            "normalised_gap": (0.5 + 1 + 1.5) / 3,  # half of |1 - 2|, |1 + 1|, |2 + 1|
+            "error_correlation": (1 - 1 - 1) / 3,
+            "action_distance": 5 / 4,
+        }
+    )
+    least = torch.stack([torch.minimum(q[i], q[j]) for i, j in ((0, 1), (0, 2), (1, 2))]).mean()
+    assert found["normalised_gap"] == pytest.approx((q.mean() - least).item())
+    assert probes.diversity(q[:1], q_pi, actions[:1]) == {}
+
+
+def test_diversity_of_equal_subnetworks_is_zero_and_of_masked_ones_is_not():
+    columns = set(probes.BIAS_COLUMNS.split(",")[-4:])
+    flags = {"env_id": "Terminating-v0", "gamma": 0.5}
+    for sparsity, differ in ((0.0, False), (0.5, True)):
+        args = small("omnet-sac", sparsity=sparsity, **flags)
+        agent = OMNetSAC(args, 3, 2)
+        agent.actor.theta.normal_()  # all observations are 0: biases that are not
+        bias = value_bias(args, agent, 0)
+        assert columns <= bias.keys()
+        assert [bias[name] > 0 for name in columns - {"error_correlation"}] == [differ] * 3
+    redq, sin_sac = (
+        value_bias(args, EnsembleSAC(args, 3, 2), 0) for args in (small(m, **flags) for m in ("redq", "sin-sac"))
+    )
+    assert columns - redq.keys() == {"action_distance"} and columns.isdisjoint(sin_sac)
+
+
+@pytest.mark.parametrize(
+    "flags, dense",
+    [({"mask_input": False}, "0"), ({"mask_output": False}, "6"), ({"mask_input": False, "mask_output": False}, "06")],
+)
+@pytest.mark.parametrize("where", ["both", "critic", "actor"])
+def test_layers_can_be_left_dense_and_nothing_else_changes(flags, dense, where):
+    torch.manual_seed(0)
+    plain = OMNetSAC(small("omnet-sac"), 3, 2)
+    torch.manual_seed(0)
+    agent = baselines.OMNetVariant(small("omnet-sac", **flags, dense_in=where), 3, 2)
+    for name in ("critic", "actor"):
+        one, two = getattr(plain, name), getattr(agent, name)
+        layer = [key[0] for key, size in two.shapes.items() for _ in range(size.numel())]
+        chosen = torch.tensor([key in dense and where in ("both", name) for key in layer])
+        assert two.masks[:, chosen].all() and torch.equal(two.masks[:, ~chosen], one.masks[:, ~chosen])
+        assert torch.equal(one.theta, two.theta) and (two.draw(3)[:, chosen] == 1).all()
+    assert torch.equal(plain.generator.get_state(), agent.generator.get_state())
+
+
+def test_balanced_masks_share_every_parameter_alike():
+    agent = baselines.OMNetVariant(small("omnet-sac", balanced_masks=True, hidden_dim=64), 3, 2)
+    layer = [key[0] for key, size in agent.critic.shapes.items() for _ in range(size.numel())]
+    linear = torch.tensor([key not in "14" for key in layer])
+    counts = agent.critic.masks.sum(0)
+    assert set(counts[linear].tolist()) == {2, 3} and (counts[~linear] == 5).all()
+    assert agent.critic.masks[:, linear].float().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
 @pytest.mark.parametrize("method", ["omnet-sac", "sac-20"])
 def test_probes_leave_training_as_it_is(method, tmp_path, monkeypatch):
     monkeypatch.setattr(probes, "BIAS_STATES", 100)
