@@ -11,30 +11,42 @@ masks. Their disagreement replaces the ten critics of REDQ: the TD target is the
 import copy
 import dataclasses
 import difflib
+import hashlib
 import json
 import math
+import operator
 import os
 import pickle
 import platform
+import re
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+import typing
 import warnings
-from contextlib import closing
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar, Literal, TextIO
 
+import filelock
 import gymnasium as gym
 import numpy as np
 import psutil
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import typeguard
 import tyro
 from torch.func import functional_call, grad_and_value
+from torch.nn.utils import parametrizations, parametrize
+from torch.utils._pytree import tree_map
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -46,6 +58,7 @@ class Args:
     method: ClassVar[str] = "omnet_sac"  # names the run folder
 
     env_id: str = "Hopper-v4"  # Gymnasium environment with a bounded Box action; `module:EnvId` works too
+    max_episode_steps: int | None = None  # environment steps that cut off an episode; None: the environment's own limit
     seed: int = 1  # seed of every random number of the run
     total_timesteps: int = 300_000  # environment steps of the run
     learning_starts: int = 5_000  # environment steps at the start with uniformly random actions and no updates
@@ -76,61 +89,6 @@ class Args:
     run_dir: Path = Path("runs")  # where the run folder <env-id>__omnet_sac__<seed> is made
 
 
-class UsageError(Exception):
-    """Arguments that cannot work, in a sentence that says what to do. Exit code 2."""
-
-
-class RunError(Exception):
-    """A run that cannot go on, in a sentence that says what is safe. Exit code 1."""
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, for a sentence of ours."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-class ObservationNoise(gym.ObservationWrapper):
-    """Section 4.4: adds sigma ~ U[-scale, scale]^d to the observations, drawn per episode, constant within it."""
-
-    def __init__(self, env: gym.Env, scale: float):
-        super().__init__(env)
-        self.scale = scale
-
-    def reset(self, *, seed=None, options=None):
-        obs, info = self.env.reset(seed=seed, options=options)
-        self.sigma = self.np_random.uniform(-self.scale, self.scale, obs.shape)
-        return self.observation(obs), info
-
-    def observation(self, obs):
-        return obs + self.sigma
-
-
-def make_env(args: Args, video_dir: Path | None = None) -> gym.Env:
-    """The environment `args.env_id` with observations (O,) and actions (A,) in [-1, 1]; UsageError if it has none."""
-    warnings.filterwarnings("ignore", message=".*out of date.*")  # v4 is meant: published curves are v4
-    try:
-        env = gym.make(args.env_id, render_mode="rgb_array" if video_dir else None)
-        if video_dir:
-            env = gym.wrappers.RecordVideo(env, video_dir, episode_trigger=lambda k: k % args.eval_episodes == 0)
-    except (gym.error.Error, ImportError, ValueError) as error:
-        near = difflib.get_close_matches(args.env_id, gym.registry, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near and near[0] != args.env_id else ""
-        raise UsageError(f"--env-id {args.env_id}: {first_line(error)}{hint}") from None
-    action_space, obs_space = env.action_space, env.observation_space
-    is_float_box = isinstance(action_space, gym.spaces.Box) and action_space.dtype.kind == "f"
-    if not is_float_box or not action_space.is_bounded():
-        raise UsageError(f"--env-id {args.env_id}: SAC needs a bounded Box of floats as actions, not {action_space}")
-    if not obs_space.is_np_flattenable:
-        raise UsageError(f"--env-id {args.env_id}: observations must flatten to a vector, these are {obs_space}")
-    if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
-        env = gym.wrappers.FlattenObservation(env)
-    env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
-    if len(action_space.shape) != 1:
-        flat = gym.spaces.flatten_space(env.action_space)
-        env = gym.wrappers.TransformAction(env, lambda action: action.reshape(action_space.shape), flat)
-    return ObservationNoise(env, args.obs_noise) if args.obs_noise else env
-
-
 def mlp(in_dim: int, out_dim: int, hidden_dim: int) -> nn.Sequential:
     """Two hidden layers, each Linear, LayerNorm, ReLU (Section 4.1); Xavier-uniform weights, zero biases."""
     net = nn.Sequential(
@@ -145,48 +103,99 @@ def mlp(in_dim: int, out_dim: int, hidden_dim: int) -> nn.Sequential:
     return net
 
 
+NORMALISATION = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+
+
 class OMNet(nn.Module):
     """N subnetworks theta * m_i inside one network `net`, which may be any nn.Module (Section 3.1).
 
-    `theta` (n,) is all parameters of `net` in one vector; `masks` (N, n) are the fixed masks, each entry 1 with
-    probability 1 - sparsity. Gains and biases of normalisation layers stay unmasked: without its gain a unit is gone.
-    With `dynamic`, every subnetwork that is asked for gets a fresh mask instead: N = infinity (Section 4.6).
+        omnet = OMNet(MyNet(), num_subnets=5, sparsity=0.5)
+        i = omnet.select(steps=1, k=2)[0]  # two different subnetworks
+        outputs = omnet(omnet.theta, i, x)  # MyNet's outputs at x, stacked along a new first dimension of 2
+
+    `theta` (n,) is all trainable parameters of `net` in one vector, `masks` (N, n) the fixed masks, each entry 1 with
+    probability 1 - sparsity. Modules in `unmasked`, given as types or as names in `net`, keep all their parameters:
+    without its gain a unit is gone. So do scalars, but a layer's bias. Buffers and frozen parameters are constants.
+    `i` says which subnetworks: indices (k,) of masks, or masks (k, n) themselves. With `dynamic`, `select` draws new
+    masks: N = infinity (Section 4.6). Raises ValueError for a `net` whose layers keep state of their own.
     """
 
-    def __init__(self, net: nn.Module, num_subnets: int, sparsity: float, generator=None, dynamic: bool = False):
+    def __init__(self, net, num_subnets: int, sparsity: float, generator=None, dynamic=False, unmasked=NORMALISATION):
         super().__init__()
-        params = dict(net.named_parameters())
+        refuse_state(net)
+        params = {name: param for name, param in net.named_parameters() if param.requires_grad}
         self.shapes = {name: param.shape for name, param in params.items()}
-        self.theta = nn.Parameter(torch.cat([param.detach().flatten() for param in params.values()]), False)
-        self.call = partial(functional_call, net)  # hides net from nn.Module: only its structure is used
+        self.theta = nn.Parameter(torch.cat([p.detach().flatten() for p in params.values()]), requires_grad=False)
+        self.net = (net,)  # a tuple hides it from nn.Module: it lends its structure alone
+        constants = dict(net.named_buffers()) | {k: p for k, p in net.named_parameters() if k not in params}
+        self.constants = {name: f"net/{name.replace('.', '/')}" for name in constants}
+        for name, tensor in constants.items():
+            self.register_buffer(self.constants[name], tensor.detach().clone())
 
-        norms = {param for m in net.modules() if "Norm" in type(m).__name__ for param in m.parameters(recurse=False)}
-        p_one = [torch.full((param.numel(),), 1 - sparsity * (param not in norms)) for param in params.values()]
+        dense = dense_parameters(net, unmasked)
+        p_one = [torch.full((p.numel(),), 1.0 if p in dense else 1 - sparsity) for p in params.values()]
         self.register_buffer("p_one", torch.cat(p_one).to(self.theta.device), persistent=False)  # P(m = 1) (n,)
         self.register_buffer("masks", self.draw(num_subnets, generator))
         self.dynamic = dynamic
+        self.recurrent = any(isinstance(module, nn.RNNBase) for module in net.modules())
+
+    @property
+    def batched(self) -> bool:
+        """Whether several subnetworks are one batched product; on a CPU one after another stays in the cache."""
+        return self.theta.device.type != "cpu" and not self.recurrent  # which vmap does not know
 
     def draw(self, k: int, generator=None) -> torch.Tensor:
         """k new masks (k, n), m ~ Bernoulli(1 - S); uint8, since reading them costs more than the product."""
         return torch.bernoulli(self.p_one.expand(k, -1), generator=generator).to(torch.uint8)
 
     def select(self, steps: int, k: int, generator=None) -> torch.Tensor:
-        """Per step k different subnetworks, chosen uniformly: i (steps, min(k, N)); if dynamic, new masks instead."""
+        """Per step k different subnetworks, chosen uniformly: i (steps, min(k, N)); if dynamic, masks (steps, k, n)."""
         if self.dynamic:
             return self.draw(steps * k, generator).view(steps, k, -1)
         return torch.rand(steps, len(self.masks), generator=generator, device=self.masks.device).argsort(1)[:, :k]
 
-    def forward(self, theta: torch.Tensor, i: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The outputs (k, ...) of the subnetworks f_{theta * m_i}(x) for what `select` gave for a step."""
-        masks = i if self.dynamic else self.masks[i]
-        if masks.device.type == "cpu":  # one after another: each stays in the cache
-            return torch.stack([self.subnet(theta * mask, x) for mask in masks])
-        return torch.vmap(self.subnet, (0, None))(theta * masks, x)
+    def forward(self, theta: torch.Tensor, i: torch.Tensor, *inputs):
+        """The outputs (k, ...) of the subnetworks f_{theta * m_i}(*inputs); tuples and dicts keep their form."""
+        masks = self.masks[i] if i.dim() == 1 else i
+        if self.batched and len(masks) > 1:
+            return torch.vmap(lambda theta_i: self.subnet(theta_i, *inputs), randomness="different")(theta * masks)
+        outputs = [self.subnet(theta * mask, *inputs) for mask in masks]
+        return tree_map(lambda *tensors: torch.stack(tensors), *outputs)
 
-    def subnet(self, theta: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-        """f_theta(x): `net` with the entries of the vector theta (n,) as its parameters."""
+    def subnet(self, theta: torch.Tensor, *inputs):
+        """f_theta(*inputs): `net` with the entries of the vector theta (n,) as its parameters."""
         views = theta.split([shape.numel() for shape in self.shapes.values()])
-        return self.call({name: view.view(shape) for view, (name, shape) in zip(views, self.shapes.items())}, inputs)
+        params = {name: view.view(shape) for view, (name, shape) in zip(views, self.shapes.items())}
+        constants = {name: getattr(self, key) for name, key in self.constants.items()}
+        return functional_call(self.net[0], params | constants, inputs)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """As nn.Module's, for the hidden network too."""
+        self.net[0].train(mode)
+        return super().train(mode)
+
+
+def dense_parameters(net: nn.Module, unmasked: tuple[type | str, ...]) -> set[nn.Parameter]:
+    """The parameters of `net` that masks leave alone, see OMNet."""
+    biases = {m.bias for m in net.modules() if isinstance(m, (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd))}
+    dense = {param for param in net.parameters() if param.numel() == 1} - biases
+    for name, module in net.named_modules():
+        if name in unmasked or isinstance(module, tuple(kind for kind in unmasked if isinstance(kind, type))):
+            dense |= set(module.parameters())
+        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], parametrizations._WeightNorm):
+            dense.add(module.original0)  # weight normalisation's gains
+    return dense | {param for name, param in net.named_parameters() if name in unmasked}
+
+
+def refuse_state(net: nn.Module) -> None:
+    """Raises ValueError for layers whose state the subnetworks would share, and spoil for each other."""
+    for name, module in net.named_modules():
+        if getattr(module, "running_mean", None) is not None:
+            raise ValueError(f"{name} keeps running statistics: use LayerNorm, or track_running_stats=False")
+        stateful = isinstance(module, parametrize.ParametrizationList) and any(True for _ in module.buffers())
+        old = any(type(hook).__module__.startswith("torch.nn.utils") for hook in module._forward_pre_hooks.values())
+        if stateful or old:
+            raise ValueError(f"{name} has a parametrisation with a state: use parametrizations.weight_norm, or none")
 
 
 class Adam(nn.Module):
@@ -194,7 +203,7 @@ class Adam(nn.Module):
 
     def __init__(self, theta: torch.Tensor, learning_rate: float):
         super().__init__()
-        self.learning_rate = learning_rate
+        self.register_buffer("learning_rate", theta.new_tensor(learning_rate))
         self.register_buffer("m", torch.zeros_like(theta))
         self.register_buffer("v", torch.zeros_like(theta))
         self.register_buffer("beta1_t", theta.new_ones(()))  # beta1^t as a product: compilers put a power into the loop
@@ -202,37 +211,31 @@ class Adam(nn.Module):
 
     def step(self, theta: torch.Tensor, grad: torch.Tensor, beta1=0.9, beta2=0.999, eps=1e-8) -> None:
         """Updates `theta` in place."""
-        self.beta1_t *= beta1
-        self.beta2_t *= beta2
+        self.beta1_t.mul_(beta1)
+        self.beta2_t.mul_(beta2)
         self.m.lerp_(grad, 1 - beta1)
         self.v.lerp_(grad.square(), 1 - beta2)
-        step_size, v_scale = self.learning_rate / (1 - self.beta1_t), 1 / (1 - self.beta2_t)
+        step_size, v_scale = (1 - self.beta1_t).reciprocal() * self.learning_rate, 1 / (1 - self.beta2_t)
         theta -= step_size * self.m / ((v_scale * self.v).sqrt() + eps)
 
 
 class ReplayBuffer:
-    """Ring of transitions, one float32 row each: obs, action, reward, next_obs, terminated.
+    """Ring of transitions, one float32 row each: obs, action, reward, next_obs, terminated, truncated.
 
-    So a minibatch is one gather, and the critic's input (obs, action) is a slice of it. Raises UsageError where the
-    memory for `capacity` rows is not free.
+    So a minibatch is one gather, and the critic's input (obs, action) is a slice of it.
     """
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str, added: int = 0):
-        width = 2 * obs_dim + action_dim + 2
-        on_gpu = torch.device(device).type == "cuda"
-        free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
-        if 4 * capacity * width > free:
-            need = f"{4 * capacity * width / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-            raise UsageError(f"the replay buffer needs {need}: lower --buffer-size or --total-timesteps")
-        self.rows = torch.zeros(capacity, width, device=device)
+        self.rows = torch.zeros(capacity, 2 * obs_dim + action_dim + 3, device=device)
         self.added = added
 
     def __len__(self) -> int:
         return min(self.added, len(self.rows))
 
-    def add(self, obs, action, reward: float, next_obs, terminated: bool) -> None:
-        """Stores a transition, over the oldest one when full; `terminated` without truncation, which bootstraps."""
-        row = np.concatenate([obs, action, [reward], next_obs, [terminated]], dtype=np.float32, casting="unsafe")
+    def add(self, obs, action, reward: float, next_obs, terminated: bool, truncated: bool) -> None:
+        """Stores a transition, over the oldest one when full; values bootstrap through `truncated`."""
+        row = obs, action, [reward], next_obs, [terminated, truncated]
+        row = np.concatenate(row, dtype=np.float32, casting="unsafe")
         self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
         self.added += 1
 
@@ -242,14 +245,16 @@ class ReplayBuffer:
         return self.rows.index_select(0, index).view(num_batches, batch_size, -1)
 
     def state_dict(self) -> dict:
-        return {"rows": self.rows[: len(self)].clone(), "added": self.added}
+        """The rows in use; on a CPU not a copy, so that a checkpoint needs no more memory."""
+        return {"rows": torch.from_numpy(self.rows[: len(self)].cpu().numpy()), "added": self.added}
 
     def load_state_dict(self, state: dict) -> None:
-        self.rows[: len(state["rows"])], self.added = state["rows"], state["added"]
+        self.rows[: len(state["rows"])], self.added = state["rows"], operator.index(state["added"])
 
 
 # Entropy targets of MBPO and REDQ; other tasks have -dim(A).
 TARGET_ENTROPY = {"Hopper": -1.0, "HalfCheetah": -3.0, "Walker2d": -3.0, "Ant": -4.0, "Humanoid": -2.0}
+METRICS = "critic_loss", "q_value", "actor_loss", "entropy", "alpha"
 
 
 class OMNetSAC(nn.Module):
@@ -267,10 +272,10 @@ class OMNetSAC(nn.Module):
         self.alpha_adam = Adam(self.log_alpha, args.learning_rate)
         task = args.env_id.split(":")[-1].rsplit("-v", 1)[0]
         default = TARGET_ENTROPY.get(task, -float(action_dim))
-        self.target_entropy = default if args.target_entropy is None else args.target_entropy
+        target_entropy = default if args.target_entropy is None else args.target_entropy
+        for name, value in (("gamma", args.gamma), ("tau", args.tau), ("target_entropy", target_entropy)):
+            self.register_buffer(name, self.log_alpha.new_tensor(value))  # a tensor, as a compiled step freezes numbers
         self.gradient_steps = 0
-        if args.compile:
-            self.compile_steps()
 
     def make_networks(self) -> tuple[OMNet, OMNet]:
         """The critic, (O + A) to 1, and the actor, (O) to means and log stds (2 A)."""
@@ -299,40 +304,44 @@ class OMNetSAC(nn.Module):
         """Q-values (k, B) of k critic subnetworks at obs_action (B, O + A)."""
         return self.critic(theta, i, obs_action).squeeze(-1)
 
-    def critic_step(self, batch, i, i_target, i_next, noise) -> torch.Tensor:
-        """Eq. (4): a step on one critic subnetwork, then one of the target. Returns loss and mean Q (2,)."""
+    def td_target(self, batch, i_target, i_next, noise) -> torch.Tensor:
+        """Eq. (4): r + gamma (minimum over two target subnetworks, at an action of actor subnetwork i''), (B,)."""
         end = self.obs_dim + self.action_dim
-        obs_action, reward, next_obs, terminated = batch[:, :end], batch[:, end], batch[:, end + 1 : -1], batch[:, -1]
+        reward, next_obs, terminated = batch[:, end], batch[:, end + 1 : -2], batch[:, -2]
         next_action, next_log_pi = self.policy(self.actor.theta, i_next, next_obs, noise)
         next_q = self.q_value(self.theta_target, i_target, torch.cat([next_obs, next_action], -1)).amin(0)
         next_value = next_q - self.log_alpha.exp() * next_log_pi
-        target = reward + self.args.gamma * (1 - terminated) * next_value
+        return reward + self.gamma * (1 - terminated) * next_value
 
-        def loss_fn(theta):
-            q = self.q_value(theta, i, obs_action)  # (1, B)
-            assert q.shape[1:] == target.shape == batch.shape[:1]
-            return (q - target).square().mean(1).sum(), q.mean()
+    def critic_loss(self, theta, i, obs_action, target) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eq. (4): the squared error of critic subnetwork i; beside it, its mean Q-value."""
+        q = self.q_value(theta, i, obs_action)  # (1, B)
+        assert q.shape[1:] == target.shape == obs_action.shape[:1]
+        return (q - target).square().mean(1).sum(), q.mean()
 
-        grad, metrics = grad_and_value(loss_fn, has_aux=True)(self.critic.theta)
+    def critic_step(self, batch, i, i_target, i_next, noise) -> torch.Tensor:
+        """A step on critic subnetwork i, then one of the target. Returns loss and mean Q (2,)."""
+        obs_action, target = batch[:, : self.obs_dim + self.action_dim], self.td_target(batch, i_target, i_next, noise)
+        grad, metrics = grad_and_value(self.critic_loss, has_aux=True)(self.critic.theta, i, obs_action, target)
         self.critic_adam.step(self.critic.theta, grad)
-        self.theta_target.lerp_(self.critic.theta, self.args.tau)
+        self.theta_target.lerp_(self.critic.theta, self.tau)
         return torch.stack(metrics)
 
+    def actor_loss(self, phi, i, i_critic, obs, noise) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eq. (5): minus the mean of all critic subnetworks at actor subnetwork i's action; beside it, the entropy."""
+        action, log_pi = self.policy(phi, i, obs, noise)
+        q = self.q_value(self.critic.theta, i_critic, torch.cat([obs, action], -1)).mean(0)
+        return (self.log_alpha.exp() * log_pi - q).mean(), -log_pi.mean()
+
     def actor_step(self, obs, i, i_critic, noise) -> torch.Tensor:
-        """Eq. (5): a step on one actor subnetwork, then one of alpha. Returns loss, entropy, alpha (3,)."""
+        """A step on actor subnetwork i, then one of alpha. Returns loss, entropy, alpha (3,)."""
         alpha = self.log_alpha.exp()
-
-        def loss_fn(phi):
-            action, log_pi = self.policy(phi, i, obs, noise)
-            q = self.q_value(self.critic.theta, i_critic, torch.cat([obs, action], -1)).mean(0)
-            return (alpha * log_pi - q).mean(), -log_pi.mean()
-
-        grad, (loss, entropy) = grad_and_value(loss_fn, has_aux=True)(self.actor.theta)
+        grad, (loss, entropy) = grad_and_value(self.actor_loss, has_aux=True)(self.actor.theta, i, i_critic, obs, noise)
         self.actor_adam.step(self.actor.theta, grad)
         self.alpha_adam.step(self.log_alpha, entropy - self.target_entropy)
         return torch.stack([loss, entropy, alpha])
 
-    def update(self, buffer: ReplayBuffer) -> dict[str, torch.Tensor]:
+    def update(self, buffer: ReplayBuffer) -> dict[str, float]:
         """The gradient steps of one environment step; draws all their random numbers, the steps draw none."""
         args, generator, steps, metrics = self.args, self.generator, self.args.replay_ratio, {}
         batches = buffer.sample(steps, args.batch_size, generator)
@@ -341,50 +350,157 @@ class OMNetSAC(nn.Module):
         i_next = self.actor.select(steps, 1, generator)  # i''
         noise = torch.randn(steps, args.batch_size, self.action_dim, generator=generator, device=args.device)
         for inputs in zip(batches, i, i_target, i_next, noise):
-            metrics["critic_loss, q_value"] = self.critic_step(*inputs)
+            metrics["critic"] = self.critic_step(*inputs)
             self.gradient_steps += 1
             if self.gradient_steps % args.policy_delay == 0:
                 obs = inputs[0][:, : self.obs_dim]
                 i_actor = self.actor.select(1, 1, generator)[0]
                 i_all = self.critic.select(1, args.num_subnets, generator)[0]
                 fresh_noise = torch.empty_like(noise[0]).normal_(generator=generator)
-                metrics["actor_loss, entropy, alpha"] = self.actor_step(obs, i_actor, i_all, fresh_noise)
-        return {name: value for names, values in metrics.items() for name, value in zip(names.split(", "), values)}
+                metrics["critic"] = metrics["critic"].clone()  # what a CUDA graph returns, the next graph overwrites
+                metrics["actor"] = self.actor_step(obs, i_actor, i_all, fresh_noise).clone()
+        return dict(zip(METRICS, torch.cat(list(metrics.values())).tolist()))  # the one wait for a GPU
 
-    def act(self, obs: np.ndarray, subnet: int, generator: torch.Generator, deterministic: bool = False) -> np.ndarray:
+    def act(self, obs: np.ndarray, subnet: int, generator=None, deterministic: bool = False) -> np.ndarray:
         """Action (A,) of actor subnetwork `subnet` at obs (O,); deterministic: tanh of the mean."""
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device)
+        obs, generator = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device), generator or self.generator
         noise = torch.randn(self.action_dim, generator=generator, device=self.args.device)
-        i = self.actor.draw(1, generator) if self.actor.dynamic else [subnet]
+        i = self.actor.draw(1, generator) if self.actor.dynamic else self.actor.masks[subnet : subnet + 1]
         return self.policy(self.actor.theta, i, obs, noise * (not deterministic))[0].cpu().numpy()
-
-    def compile_steps(self) -> None:
-        """Compiles both steps and says how long it took; without a working compiler says so and stays eager."""
-        options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}  # every call has the same shapes
-        options |= {"triton.cudagraphs": True} if "cuda" in self.args.device else {"cpp_wrapper": True}
-        compiled = partial(torch.compile, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options)
-        self.critic_step, self.actor_step = compiled(self.critic_step), compiled(self.actor_step)
-        torch.empty(2**25 - 2**14, dtype=torch.uint8)  # having freed it, glibc gives no memory back: 7% faster
-        print("compiling the update ...", end=" ", flush=True)
-        start, state = time.time(), copy.deepcopy(self.state_dict())
-        try:
-            with warnings.catch_warnings(action="ignore"):  # else a signal in the midst of it shows torch's own stack
-                for _ in range(math.ceil(self.args.policy_delay / self.args.replay_ratio)):
-                    self.update(ReplayBuffer(1, self.obs_dim, self.action_dim, self.args.device, added=1))
-            print(f"{time.time() - start:.0f} s", flush=True)
-        except RuntimeError as error:
-            del self.critic_step, self.actor_step
-            print(f"not possible here, the run goes on without, more slowly: {first_line(error)}", flush=True)
-        self.load_state_dict(state)
 
     def get_extra_state(self) -> dict:
         """What a resume needs beyond the tensors; nn.Module puts it into the state dict."""
         return {"generator": self.generator.get_state(), "gradient_steps": self.gradient_steps}
 
     def set_extra_state(self, state: dict) -> None:
-        if len(state["generator"]) == len(self.generator.get_state()):  # else it is of another kind of device
+        if len(state["generator"]) == len(self.generator.get_state()):
             self.generator.set_state(state["generator"].cpu())
-        self.gradient_steps = state["gradient_steps"]
+        else:  # of another kind of device
+            print("the random numbers of the other device cannot be continued: from here on not the exact same run")
+        self.gradient_steps = operator.index(state["gradient_steps"])
+
+
+def compile_steps(agent: OMNetSAC) -> None:
+    """Compiles both steps and says how long it took; where that fails says so and leaves them eager."""
+    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}  # every call has the same shapes
+    on_gpu = torch.device(agent.args.device).type == "cuda"
+    options |= {"triton.cudagraphs": True, "deterministic": True} if on_gpu else {"cpp_wrapper": True}
+    calls = 3 if on_gpu else 1  # a CUDA graph is recorded by the second call and first replayed by the third
+    torch.empty(2**25 - 2**14, dtype=torch.uint8)  # having freed it, glibc gives no memory back: 7% faster
+    print("compiling the update ...", end=" ", flush=True)
+    start, state = time.perf_counter(), copy.deepcopy(agent.state_dict())
+    try:
+        os.makedirs(os.environ.get("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir()), exist_ok=True)
+        for name in ("critic_step", "actor_step"):
+            flags = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": dict(options)}
+            setattr(agent, name, torch.compile(getattr(agent, name), **flags))
+        with warnings.catch_warnings(action="ignore"):  # else a signal in the midst of it shows torch's own stack
+            for _ in range(calls * math.ceil(agent.args.policy_delay / agent.args.replay_ratio)):
+                agent.update(ReplayBuffer(1, agent.obs_dim, agent.action_dim, agent.args.device, added=1))
+        print(f"{time.perf_counter() - start:.0f} s", flush=True)
+    except Exception as error:  # of a compiler, its cache or a capture, which raise all kinds
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # eager torch.func asks for one too
+        vars(agent).pop("critic_step", None)
+        vars(agent).pop("actor_step", None)
+        print(f"not possible here, the run goes on without, more slowly: {first_line(error)}", flush=True)
+    agent.load_state_dict(state)
+
+
+class UsageError(Exception):
+    """Arguments that cannot work, in a sentence that says what to do. Exit code 2."""
+
+
+class RunError(Exception):
+    """A run that cannot go on, in a sentence that says why. Exit code 1."""
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, for a sentence of ours."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+class ObservationNoise(gym.ObservationWrapper):
+    """Section 4.4: adds sigma ~ U[-scale, scale]^d to the observations, drawn per episode, constant within it."""
+
+    def __init__(self, env: gym.Env, scale: float):
+        super().__init__(env)
+        self.scale = scale
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = self.env.reset(seed=seed, options=options)
+        self.sigma = self.np_random.uniform(-self.scale, self.scale, obs.shape)
+        return self.observation(obs), info
+
+    def observation(self, obs):
+        return obs + self.sigma
+
+
+# Packages that register environments when they are imported, with how the ids of these start
+PLUGINS = {"gymnasium_robotics": ("Fetch", "Hand", "Adroit", "Franka", "PointMaze", "AntMaze"), "shimmy": "dm_control/"}
+
+
+def make_env(args: Args, video_dir: Path | None = None) -> gym.Env:
+    """The environment `args.env_id` with observations (O,) and actions (A,) in [-1, 1]; UsageError if it has none."""
+    warnings.filterwarnings("ignore", message=".*out of date.*")  # v4 is meant: published curves are v4
+    sys.path += [os.getcwd()] * (os.getcwd() not in sys.path)  # last, so that `module:EnvId` shadows nothing
+    flag, advice = f"--env-id {args.env_id}", ""
+    try:
+        video = {"render_mode": "rgb_array"} if video_dir else {}  # not every environment takes the argument
+        env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **video)
+        if video_dir:
+            flag, advice = "--capture-video", "; without a display, MUJOCO_GL=egl or MUJOCO_GL=osmesa may help"
+            env.reset(seed=args.seed)
+            env.render()
+            env = gym.wrappers.RecordVideo(env, video_dir, episode_trigger=lambda k: k % args.eval_episodes == 0)
+    except Exception as error:  # a constructor may raise anything
+        known = [k for k, spec in gym.registry.items() if "raise" not in getattr(spec.entry_point, "__name__", "")]
+        if args.env_id not in known and ":" not in args.env_id:  # `known` is without those that Gymnasium has removed
+            near = [f"{module}:{args.env_id}" for module, ids in PLUGINS.items() if args.env_id.startswith(ids)]
+            near = near or difflib.get_close_matches(args.env_id, known, n=3)
+            advice = f"; did you mean {', '.join(near)}?" if near else ""
+        raise UsageError(f"{flag}: {' '.join(str(error).split()) or type(error).__name__}{advice}") from None
+    action_space, obs_space = env.action_space, env.observation_space
+    is_float_box = isinstance(action_space, gym.spaces.Box) and action_space.dtype.kind == "f"
+    span = np.subtract(action_space.high, action_space.low, dtype=np.float64) if is_float_box else np.zeros(1)
+    if not ((span > 0) & (span < 1e9)).all():
+        raise UsageError(f"{flag}: SAC needs actions in a Box of floats with finite, different bounds: {action_space}")
+    if not obs_space.is_np_flattenable:
+        raise UsageError(f"{flag}: observations must flatten to a vector, these are {obs_space}")
+    if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
+        env = gym.wrappers.FlattenObservation(env)
+    env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    if len(action_space.shape) != 1:
+        flat = gym.spaces.flatten_space(env.action_space)
+        env = gym.wrappers.TransformAction(env, lambda action: action.reshape(action_space.shape), flat)
+    env = gym.wrappers.TransformObservation(env, np.array, None)  # a copy: some return the same array every time
+    return ObservationNoise(env, args.obs_noise) if args.obs_noise else env
+
+
+def interact(args: Args, agent: OMNetSAC, env: gym.Env, buffer: ReplayBuffer, rng, step: int = 0) -> Iterator[tuple]:
+    """The off-policy loop: act, store, update. Raises RunError for what is not finite.
+
+    Yields (step, episode, done, metrics) after every environment step; episode is (subnet, return, length) so far.
+    """
+    while step < args.total_timesteps:
+        subnet = int(rng.integers(agent.num_actor_subnets))  # Section 3.3: one subnetwork for the whole episode
+        obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seeded per episode: no environment state to checkpoint
+        episode_return, length, done, metrics = 0.0, 0, False, {}
+        while not done and step < args.total_timesteps:
+            if step < args.learning_starts:
+                action = rng.uniform(-1, 1, agent.action_dim).astype(np.float32)
+            else:
+                action = agent.act(obs, subnet, agent.generator)
+            check_finite(step, observation=obs, action=action)
+            next_obs, reward, terminated, truncated, _ = env.step(action)
+            step, length, reward, done = step + 1, length + 1, float(reward), bool(terminated or truncated)
+            check_finite(step, observation=next_obs, reward=reward)
+            cut_off = truncated or step == args.total_timesteps
+            buffer.add(obs, action, reward, next_obs, terminated, cut_off)
+            obs, episode_return = next_obs, episode_return + reward
+            if step > args.learning_starts:
+                metrics = agent.update(buffer)
+                check_finite(step, **metrics)
+            yield step, (subnet, episode_return, length), done, metrics
 
 
 def evaluate(agent: nn.Module, env: gym.Env, episodes: int, seed: list[int]) -> list[tuple[int, float, int]]:
@@ -409,9 +525,9 @@ def evaluate(agent: nn.Module, env: gym.Env, episodes: int, seed: list[int]) -> 
 
 def check_args(args: Args) -> None:
     """Raises UsageError for values that no run can work with."""
-    sizes = "total_timesteps learning_starts replay_ratio policy_delay batch_size buffer_size hidden_dim"
-    for name in f"{sizes} eval_episodes checkpoint_interval learning_rate".split():
-        if not getattr(args, name) > 0:
+    sizes = "max_episode_steps total_timesteps learning_starts replay_ratio policy_delay batch_size buffer_size"
+    for name in f"{sizes} hidden_dim eval_episodes checkpoint_interval learning_rate".split():
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise UsageError(f"--{name.replace('_', '-')} must be positive, not {getattr(args, name)}")
     for ok, message in (
         (0 <= args.seed < 2**63, "--seed must be at least 0 and below 2**63"),
@@ -419,31 +535,126 @@ def check_args(args: Args) -> None:
         (0 <= args.sparsity < 1, "--sparsity must be at least 0 and below 1: it is the share of parameters removed"),
         (0 <= args.gamma <= 1, "--gamma must lie in [0, 1]"),
         (0 < args.tau <= 1, "--tau must be above 0 and at most 1"),
-        (args.obs_noise >= 0, "--obs-noise must not be negative"),
+        (0 <= args.obs_noise < math.inf, "--obs-noise must not be negative, and finite"),
+        (args.learning_rate < math.inf, "--learning-rate must be finite"),
+        (math.isfinite(args.target_entropy or 0), "--target-entropy must be finite"),
         (args.eval_interval >= 0, "--eval-interval must not be negative; 0 means never"),
         (args.batch_size <= args.learning_starts, "--batch-size must not exceed --learning-starts"),
         (args.learning_starts < args.total_timesteps, "--total-timesteps must exceed --learning-starts"),
     ):
         if not ok:
             raise UsageError(message)
+
+
+def check_device(args: Args, obs_dim: int, action_dim: int) -> None:
+    """Raises UsageError where `args.device` cannot be used, or has not the memory that the run will need."""
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {args.device} cannot be used here, try --device cpu: {first_line(error)}") from None
+    on_gpu = torch.device(args.device).type == "cuda"
+    free = torch.cuda.mem_get_info(args.device)[0] if on_gpu else psutil.virtual_memory().available
+    width, n = 2 * obs_dim + action_dim + 3, 2 * args.hidden_dim * (obs_dim + 2 * action_dim + args.hidden_dim)
+    masks = args.num_subnets + 2 * args.replay_ratio * args.dynamic_masks  # of 5 bytes an entry while they are drawn
+    need = {"--buffer-size or --total-timesteps": 4 * min(args.buffer_size, args.total_timesteps) * width}
+    need["--replay-ratio or --batch-size"] = 4 * args.replay_ratio * args.batch_size * width
+    need["--num-subnets or --hidden-dim"] = n * (5 * masks + 40)
+    if sum(need.values()) > free:
+        told = f"the run needs {sum(need.values()) / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        raise UsageError(f"{told}: lower {max(need, key=need.get)}")
 
 
 def check_finite(step: int, **quantities) -> None:
     """Raises RunError that names the first quantity that is NaN or infinite."""
     for name, value in quantities.items():
         if not torch.isfinite(torch.as_tensor(value, dtype=torch.float32)).all():
-            raise RunError(f"step {step}: {name} is not finite, the run stops; the last checkpoint is still good")
+            raise RunError(f"step {step}: {name} is not finite, the run stops")
+
+
+# The run folder
+
+
+def run_folder(args: Args) -> Path:
+    """`<run-dir>/<env>__omnet_sac__<seed>`; `:` and `/` in the environment's id become `-`."""
+    return Path(args.run_dir) / f"{args.env_id.replace(':', '-').replace('/', '-')}__{args.method}__{args.seed}"
+
+
+def describe(args: Args) -> dict:
+    """What a run's numbers follow from, in plain types: its flags, the versions of what computes them, its code."""
+    args = dataclasses.replace(args, resume=None, evaluate=None)
+    flags = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(args).items()}
+    versions = {name: metadata.version(name).split("+")[0] for name in ("torch", "gymnasium", "mujoco", "numpy")}
+    code, script = {}, Path(getattr(sys.modules["__main__"], "__file__", "")).resolve()
+    with suppress(OSError, subprocess.CalledProcessError):  # in an interactive session, or without git
+        code["script_sha256"] = hashlib.sha256(script.read_bytes()).hexdigest()
+        git = partial(subprocess.check_output, cwd=script.parent, text=True, stderr=subprocess.DEVNULL)
+        code["git_commit"] = git(["git", "rev-parse", "HEAD"]).strip()
+        code["git_clean"] = not git(["git", "status", "--porcelain"])
+    versions = {"python": platform.python_version()} | versions
+    return {"method": args.method, "args": flags, "versions": versions, "code": code}
+
+
+def stored_args(folder: Path, args_class: type[Args]) -> Args:
+    """The flags of the run in `folder`. Raises UsageError where there is none, or one of another method."""
+    try:
+        about = json.loads((folder / "args.json").read_text())
+        stored = about["args"] | {"run_dir": Path(about["args"]["run_dir"])}
+        args, kinds = args_class(**stored | {"resume": None, "evaluate": None}), typing.get_type_hints(args_class)
+        for field in dataclasses.fields(args):
+            typeguard.check_type(getattr(args, field.name), kinds[field.name])
+        method = about.get("method", args.method)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, typeguard.TypeCheckError) as error:
+        raise UsageError(f"{folder} is not a run folder of this program: {first_line(error)}") from None
+    if method != args.method:
+        raise UsageError(f"{folder} is a run of {method}, not of {args.method}")
+    return args
+
+
+RESUMABLE = ["total_timesteps", "eval_episodes", "checkpoint_interval", "track", "capture_video", "device", "compile"]
+
+
+def merge_args(folder: Path, args: Args, default: Args, free: list[str]) -> Args:
+    """The flags of the run in `folder`, with those of `free` that were given: they are on the command line, or their
+    values in `args` are not those of `default`. Raises UsageError for another flag that was given and differs."""
+    stored = stored_args(folder, type(args))
+    words = {re.sub("^--(no-)?|=.*", "", word).replace("-", "_") for word in sys.argv[1:]}
+    for name, value in vars(args).items():
+        was_given = name in words or value != getattr(default, name)
+        if was_given and value != getattr(stored, name) and name not in ("resume", "evaluate"):
+            if name not in free:
+                told = f"--{name.replace('_', '-')} {value}: the run in {folder} has {getattr(stored, name)}"
+                raise UsageError(f"{told}; what may be given here is {', '.join(free)}")
+            setattr(stored, name, value)
+    return stored
+
+
+def refuse_to_overwrite(folder: Path, args: Args) -> None:
+    """Raises UsageError if `folder` holds a run, and names the flags in which it differs from `args`."""
+    if os.path.exists(folder / "args.json"):
+        stored = vars(stored_args(folder, type(args)))
+        other = [f"{k} = {stored[k]}, not {v}" for k, v in vars(args).items() if stored[k] != v and k != "run_dir"]
+        told = f"{folder} holds a run already" + f", of other flags ({', '.join(other)})" * bool(other)
+        raise UsageError(f"{told}: go on with --resume {folder}, or choose another --run-dir")
+
+
+def only_writer(folder: Path):
+    """Makes the folder and a lock in it, which dies with this process. Raises UsageError where another holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(folder / ".lock", blocking=False).acquire()
+    except filelock.Timeout:
+        path, processes = str((folder / ".lock").resolve()), psutil.process_iter(["open_files"])
+        pids = [str(p.pid) for p in processes if path in [file.path for file in p.info["open_files"] or ()]]
+        raise UsageError(f"{folder} is being written by process {' '.join(pids) or 'of another user'}") from None
+    except OSError as error:
+        raise UsageError(f"--run-dir {folder.parent}: {folder} cannot be made: {error.strerror}") from None
 
 
 def write_atomically(path: Path, write) -> None:
     """`write(file)` into a temporary file that then replaces `path`: a kill leaves the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -454,177 +665,290 @@ def write_atomically(path: Path, write) -> None:
         raise RunError(f"{path} could not be written, what was there is kept: {reason}") from None
 
 
-def open_csv(path: Path, columns: str, step: int) -> TextIO:
-    """Opens a CSV file for appending rows, cut back to its whole rows up to `step`."""
-    lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
-    write_atomically(path, lambda file: file.write("".join([columns + "\n", *kept]).encode()))
-    return path.open("a")
+def write_args(folder: Path, about: dict) -> None:
+    write_atomically(folder / "args.json", lambda file: file.write(json.dumps(about, indent=2).encode()))
 
 
-def run_folder(args: Args) -> Path:
-    """`<run-dir>/<env>__omnet_sac__<seed>`; `:` and `/` in the environment's id become `-`."""
-    return args.run_dir / f"{args.env_id.replace(':', '-').replace('/', '-')}__{args.method}__{args.seed}"
+def crc32(file) -> int:
+    """The checksum of an open file."""
+    value = file.seek(0)
+    while block := file.read(2**20):
+        value = zlib.crc32(block, value)
+    return value
 
 
-def describe(args: Args) -> dict:
-    """What a run's numbers follow from, in plain types: its flags, and the versions of what computes them."""
-    flags = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(args).items()}
-    versions = {name: metadata.version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")}
-    return {"args": flags, "versions": {"python": platform.python_version()} | versions}
+def write_checkpoint(path: Path, state: dict) -> None:
+    """Writes a torch archive and its CRC-32 behind it, since torch.load does not look at those inside."""
+    write_atomically(path, lambda file: (torch.save(state, file), file.write(crc32(file).to_bytes(4, "little"))))
 
 
-def stored_args(folder: Path, args: Args) -> Args:
-    """The flags of the run in `folder`, as `args` are, to be resumed. Raises UsageError where there is none."""
-    try:
-        flags = json.loads((folder / "args.json").read_text())["args"]
-        return type(args)(**flags | {"run_dir": Path(flags["run_dir"]), "resume": folder})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder} is not a run folder of this program: {first_line(error)}") from None
+def seal_csvs(folder: Path) -> dict[str, list[int]]:
+    """[bytes, CRC-32] of each CSV file of a run, once all of it has reached the disk."""
+    seals = {}
+    for path in folder.glob("*.csv"):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+            data = file.read()
+        seals[path.name] = [len(data), zlib.crc32(data)]
+    return seals
 
 
-def load_checkpoint(folder: Path, args: Args, *parts) -> dict:
-    """The checkpoint in `folder`, its agent and buffer loaded into `parts`. Raises RunError when it is damaged,
-    made by other flags or versions, or for another network."""
+def check_csvs(folder: Path, seals: dict[str, list[int]]) -> None:
+    """Raises RunError where CSV files no longer begin with what a checkpoint counts on."""
+    for name, (length, crc) in seals.items():
+        data = (folder / name).read_bytes() if (folder / name).exists() else b""
+        if len(data) < length:
+            raise RunError(f"{folder / name} has {len(data)} of the {length} bytes that the checkpoint counts on")
+        if zlib.crc32(data[:length]) != crc:
+            raise RunError(f"{folder / name} was changed since the checkpoint was written")
+
+
+def open_csv(path: Path, columns: str) -> TextIO:
+    """Opens a CSV file for appending rows."""
+    file = path.open("a")
+    if not file.tell():
+        print(columns, file=file, flush=True)
+    return file
+
+
+def load_checkpoint(folder: Path, args: Args, agent: OMNetSAC, buffer: ReplayBuffer | None = None, rng=None) -> dict:
+    """Loads the checkpoint in `folder` into what is given, and returns its state. Raises RunError, with nothing changed
+    in the folder, when it is damaged, made by other flags or versions, or for another network."""
     path = folder / "checkpoint.pt"
     try:
-        state = torch.load(path, weights_only=True, map_location=args.device)
-        then, now = (about["args"] | about["versions"] for about in (state["about"], describe(args)))
-        free = {"python", "run_dir", "resume", "evaluate", "device", "track", "total_timesteps"}
-        names = (then.keys() | now.keys()) - free
-        different = [f"{k} = {then.get(k)}, here {now.get(k)}" for k in sorted(names) if then.get(k) != now.get(k)]
-        for part, name in zip(parts, ("agent", "buffer")) if not different else ():
-            part.load_state_dict(state[name])
+        with path.open("rb") as file:
+            if crc32(file) != 0x2144DF1C:  # which anything has that is followed by its own CRC-32
+                raise ValueError("its checksum is another one")
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        abouts = dict(state)["about"], describe(args)
+        then, now = (about["args"] | about["versions"] | {"method": about["method"]} for about in abouts)
+        for name in sorted((then.keys() | now.keys()) - {*RESUMABLE, "python", "run_dir"}):
+            if then.get(name) != now.get(name):
+                raise RunError(f"{path} was made with {name} = {then.get(name)}, here {now.get(name)}")
+        if buffer is not None and state["step"] >= args.total_timesteps != then["total_timesteps"]:
+            raise UsageError(f"--total-timesteps {args.total_timesteps}: the run in {folder} has done {state['step']}")
+        agent.load_state_dict(state["agent"])
+        if buffer is not None:
+            check_csvs(folder, state["csvs"])
+            buffer.load_state_dict(state["buffer"])
+            rng.bit_generator.state = state["rng"]
+        return state | {"step": operator.index(state["step"]), "seconds": float(state["seconds"])}
+    except (RunError, UsageError):
+        raise
     except pickle.UnpicklingError:
         raise RunError(f"{path} is refused: to load it would run code, or it is damaged") from None
-    except Exception as error:  # whatever a foreign file makes of torch.load
+    except Exception as error:  # whatever a foreign file makes of torch.load and the others
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise RunError(f"{path} cannot be used, it is damaged or of another program: {reason}") from None
-    if different:
-        raise RunError(f"{path} was made with {different[0]}")
-    return state
 
 
-def train(args: Args, make_agent=OMNetSAC) -> nn.Module:
-    """The off-policy loop: act, store, update, evaluate, log, checkpoint. Returns the trained agent.
+def peek(folder: Path) -> dict:
+    """The checkpoint in `folder` without a check, its tensors not yet read; empty where there is none."""
+    with suppress(Exception):
+        return dict(torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu", mmap=True))
+    return {}
 
-    `make_agent(args, obs_dim, action_dim)` gives the agent, so that other methods reuse all of this.
-    Raises UsageError before anything is written, RunError when the run cannot go on.
+
+def last_checkpoint(folder: Path) -> str:
+    """What there is to go on from, for a sentence."""
+    step = peek(folder).get("step")
+    kept = "there is no checkpoint yet, begin again" if step is None else f"go on from the checkpoint of step {step}"
+    return f"{kept} with --resume {folder}"
+
+
+class Stop:
+    """Ctrl-C and SIGTERM: the first one in training ends it after the episode, any other ends the program at once."""
+
+    signum, training = 0, False
+
+    def __call__(self, signum, frame) -> None:
+        if self.signum or not self.training:
+            sys.exit(128 + signum)
+        self.signum = signum
+        with suppress(OSError):  # not print, in which the signal may have come
+            os.write(2, b"\nstopping at the end of this episode; again to stop now\n")
+
+
+class Output:
+    """A standard stream to which nobody need listen; in a file, the returns of a progress bar become lines."""
+
+    def __init__(self, stream):
+        self.stream, self.terminal = stream, False
+        with suppress(OSError, ValueError, AttributeError):  # None: closed from the start
+            self.terminal = stream.isatty()
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError, AttributeError):
+            self.stream.write(text if self.terminal else text.replace("\r", "\n"))
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            self.stream.flush()
+
+
+def progress(total: int, initial: int = 0) -> tqdm:
+    """A bar of environment steps; where the error stream is no terminal, a line a minute."""
+    seconds = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
+    return tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, **seconds)
+
+
+def start_tracking(folder: Path, about: dict) -> None:
+    """Weights & Biases gets what TensorBoard gets. Raises UsageError where it is not installed."""
+    try:
+        import wandb
+    except ImportError:
+        raise UsageError("--track needs Weights & Biases: pip install wandb") from None
+    wandb.init(project="omnet-sac", name=folder.name, config=about, sync_tensorboard=True)
+
+
+def train(args: Args, make_agent=OMNetSAC, stop: Stop | None = None) -> OMNetSAC:
+    """A whole run: trains an agent, evaluates it, writes logs and checkpoints into the run folder. Returns the agent.
+
+    `make_agent(args, obs_dim, action_dim)` gives the agent, so that other methods reuse all of this. `stop` may end it
+    after an episode. Raises UsageError before anything is written, RunError when the run cannot go on.
     """
     check_args(args)
     torch.set_float32_matmul_precision(args.matmul_precision)
     torch.set_flush_denormal(True)  # else a long run may slow down to half its speed
     torch.set_num_threads(min(2, torch.get_num_threads()))  # 1.4x as fast as one; OMP_NUM_THREADS=1 is kept
     torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    folder = args.resume or run_folder(args)
-    if not args.resume and os.path.exists(folder / "args.json"):
-        raise UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --run-dir")
-    env, eval_env = make_env(args), make_env(args, folder / "videos" if args.capture_video else None)
-    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
-    buffer = ReplayBuffer(min(args.buffer_size, args.total_timesteps), obs_dim, action_dim, args.device)
-    if args.track:
-        try:
-            import wandb
-        except ImportError:
-            raise UsageError("--track needs Weights & Biases: pip install wandb") from None
-        wandb.init(project="omnet-sac", name=folder.name, config=describe(args), sync_tensorboard=True)
-    if not args.resume:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--run-dir {args.run_dir}: {folder} cannot be made: {error.strerror}") from None
-        about = json.dumps(describe(args), indent=2).encode()
-        write_atomically(folder / "args.json", lambda file: file.write(about))
-    agent, step, seconds = make_agent(args, obs_dim, action_dim), 0, 0.0
-    if args.resume and (folder / "checkpoint.pt").exists():
-        state = load_checkpoint(folder, args, agent, buffer)
-        rng.bit_generator.state, step, seconds = state["rng"], state["step"], state["seconds"]
-    print(f"run folder: {folder}, from step {step}", flush=True)
-    train_csv = open_csv(folder / "train.csv", "step,subnet,return,length", step)
-    eval_csv = open_csv(folder / "eval.csv", "step,episode,subnet,return,length,seconds", step)
-    board = SummaryWriter(folder, purge_step=step)
-    bar = tqdm(total=args.total_timesteps, initial=step, unit="step", dynamic_ncols=True)
-    start, last_checkpoint, shown = time.time() - seconds, step, {}
+    rng, folder, stop = np.random.default_rng(args.seed), Path(args.resume or run_folder(args)), stop or Stop()
+    with ExitStack() as stack:
+        env = stack.enter_context(closing(make_env(args)))
+        eval_env = stack.enter_context(closing(make_env(args, folder / "videos" if args.capture_video else None)))
+        obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+        check_device(args, obs_dim, action_dim)
+        if env.spec.max_episode_steps is None:
+            print(f"{args.env_id} has no time limit: if its episodes may not end, set --max-episode-steps", flush=True)
+        about = describe(args)
+        if args.track:
+            start_tracking(folder, about)
+        stack.enter_context(only_writer(folder))
+        if not args.resume:
+            refuse_to_overwrite(folder, args)
+            write_args(folder, about)
 
-    with closing(env), closing(eval_env), closing(board), train_csv, eval_csv, bar:
-        while step < args.total_timesteps:
-            subnet = int(rng.integers(agent.num_actor_subnets))  # Section 3.3: one subnetwork for the whole episode
-            obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seeded per episode: no environment state to checkpoint
-            episode_return, episode_start, done = 0.0, step, False
-            while not done and step < args.total_timesteps:
-                if step < args.learning_starts:
-                    action = rng.uniform(-1, 1, action_dim).astype(np.float32)
-                else:
-                    action = agent.act(obs, subnet, agent.generator)
-                check_finite(step, observation=obs, action=action)
-                next_obs, reward, terminated, truncated, _ = env.step(action)
-                step += 1
-                check_finite(step, observation=next_obs, reward=reward)
-                buffer.add(obs, action, float(reward), next_obs, terminated)
-                obs, done = next_obs, terminated or truncated
-                episode_return += float(reward)
-                if step > args.learning_starts:
-                    metrics = agent.update(buffer)
-                    check_finite(step, **metrics)
-                    if step % 1000 == 0:
-                        for name, value in metrics.items():
-                            board.add_scalar(f"losses/{name}", value.item(), step)
-                if args.eval_interval and step % args.eval_interval == 0:
-                    results = evaluate(agent, eval_env, args.eval_episodes, [args.seed, step])
-                    for episode, result in enumerate(results):
-                        print(step, episode, *result, round(time.time() - start, 1), sep=",", file=eval_csv, flush=True)
-                    mean_return = np.mean([ret for _, ret, _ in results])
-                    board.add_scalar("eval/return", mean_return, step)
-                    shown["eval"] = f"{mean_return:.1f}"
-                bar.update()
+        agent, step, seconds = make_agent(args, obs_dim, action_dim), 0, 0.0
+        buffer = ReplayBuffer(min(args.buffer_size, args.total_timesteps), obs_dim, action_dim, args.device)
+        csvs, saved = [*folder.glob("*.csv")], {}
+        has_rows = any(csv.read_bytes().count(b"\n") > 1 for csv in csvs)
+        if args.resume and (has_rows or (folder / "checkpoint.pt").exists()):  # rows are not cut without a checkpoint
+            state = load_checkpoint(folder, args, agent, buffer, rng)
+            step, seconds, saved = state["step"], state["seconds"], state["csvs"]
+            write_args(folder, about)
+        for csv in csvs:
+            os.truncate(csv, saved.get(csv.name, [0])[0])  # what was written after the checkpoint is done again
+        train_csv = stack.enter_context(open_csv(folder / "train.csv", "step,subnet,return,length"))
+        eval_csv = stack.enter_context(open_csv(folder / "eval.csv", "step,episode,subnet,return,length,seconds"))
+        start = time.time() - seconds
+
+        def write() -> int:
+            check_finite(step, **dict(agent.named_parameters()), **dict(agent.named_buffers()))
+            state = {"about": about, "agent": agent.state_dict(), "buffer": buffer.state_dict(), "step": step}
+            state |= {"rng": rng.bit_generator.state, "seconds": time.time() - start, "csvs": seal_csvs(folder)}
+            write_checkpoint(folder / "checkpoint.pt", state)
+            return step
+
+        print(f"run folder: {folder}, from step {step}", flush=True)
+        written = step or write()
+        if args.compile and step < args.total_timesteps:
+            compile_steps(agent)
+        board = stack.enter_context(closing(SummaryWriter(folder, purge_step=step)))
+        bar, shown, stop.training = stack.enter_context(progress(args.total_timesteps, step)), {}, True
+        steps = interact(args, agent, env, buffer, rng, step)
+        for step, (subnet, episode_return, length), done, metrics in steps:
+            if step % 1000 == 0:
+                for name, value in metrics.items():
+                    board.add_scalar(f"losses/{name}", value, step)
+            never = step == args.total_timesteps < args.eval_interval  # a run so short is evaluated at its end
+            if args.eval_interval and (step % args.eval_interval == 0 or never):
+                results = evaluate(agent, eval_env, args.eval_episodes, [args.seed, step])
+                for episode, result in enumerate(results):
+                    print(step, episode, *result, round(time.time() - start, 1), sep=",", file=eval_csv, flush=True)
+                mean_return = np.mean([ret for _, ret, _ in results])
+                board.add_scalar("eval/return", mean_return, step)
+                shown["eval"] = f"{mean_return:.1f}"
             if done:
-                print(step, subnet, episode_return, step - episode_start, sep=",", file=train_csv, flush=True)
+                print(step, subnet, episode_return, length, sep=",", file=train_csv, flush=True)
                 board.add_scalar("charts/episodic_return", episode_return, step)
-                board.add_scalar("charts/SPS", step / (time.time() - start), step)
-                bar.set_postfix(episode=f"{episode_return:.1f}", **shown)
-            if step - last_checkpoint >= args.checkpoint_interval or step == args.total_timesteps:
-                check_finite(step, **dict(agent.named_parameters()), **dict(agent.named_buffers()))
-                state = {"about": describe(args), "agent": agent.state_dict(), "buffer": buffer.state_dict()}
-                state |= {"rng": rng.bit_generator.state, "step": step, "seconds": time.time() - start}
-                write_atomically(folder / "checkpoint.pt", partial(torch.save, state))
-                last_checkpoint = step
+                board.add_scalar("charts/SPS", step / max(time.time() - start, 1e-9), step)
+                bar.set_postfix(shown | {"episode": f"{episode_return:.1f}"}, refresh=False)
+            bar.update()
+            if step == args.total_timesteps or done and (stop.signum or step - written >= args.checkpoint_interval):
+                written = write()
+            if done and stop.signum:
+                break
     return agent
 
 
-def evaluate_run(folder: Path, args: Args, make_agent=OMNetSAC) -> None:
+def load(folder: Path, args: Args | None = None, make_agent=OMNetSAC) -> tuple[OMNetSAC, gym.Env, Args]:
+    """The trained agent of a run folder, an environment for it, and its flags (or `args`, if they are read already)."""
+    args = args or stored_args(Path(folder), Args)
+    env = make_env(args, Path(folder) / "videos" if args.capture_video else None)
+    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    check_device(args, obs_dim, action_dim)
+    agent = make_agent(args, obs_dim, action_dim)
+    load_checkpoint(Path(folder), args, agent)
+    return agent, env, args
+
+
+def evaluate_run(folder: Path, args: Args, default: Args, make_agent=OMNetSAC) -> None:
     """Prints the returns of the run in `folder`, per subnetwork, over `args.eval_episodes` episodes."""
     check_args(args)
-    stored = dataclasses.replace(stored_args(folder, args), device=args.device)
-    env = make_env(stored, folder / "videos" if args.capture_video else None)
-    quick = dataclasses.replace(stored, compile=False)
-    agent = make_agent(quick, env.observation_space.shape[0], env.action_space.shape[0])
-    state = load_checkpoint(folder, stored, agent)
-    results = evaluate(agent, env, args.eval_episodes, [args.seed, state["step"]])
-    env.close()
-    print(f"{folder}, step {state['step']}: mean return {np.mean([ret for _, ret, _ in results]):.1f}")
+    merge_args(folder, args, default, ["eval_episodes", "seed", "device", "capture_video"])
+    stored = stored_args(folder, type(args))
+    stored.device, stored.capture_video = args.device, args.capture_video
+    agent, env, _ = load(folder, stored, make_agent)
+    step = peek(folder)["step"]
+    with closing(env):
+        results = evaluate(agent, env, args.eval_episodes, [args.seed, step])
+    print(f"{folder}, step {step}: mean return {np.mean([ret for _, ret, _ in results]):.1f}")
     for subnet in sorted({subnet for subnet, _, _ in results}):
         returns = [ret for i, ret, _ in results if i == subnet]
         print(f"subnetwork {subnet}: {np.mean(returns):.1f} +- {np.std(returns):.1f} over {len(returns)} episodes")
 
 
-def main(args: Args, make_agent=OMNetSAC) -> None:
-    """Runs, resumes or evaluates, as `args` say. What the user can mend ends in one sentence and an exit code."""
+def parse(kind, **options):
+    """The command line as `kind`, by tyro; whole numbers may be written as 1e5."""
+    words = (str(int(float(w))) if re.fullmatch(r"\d+e\d+", w) else w for w in sys.argv[1:])
+    return tyro.cli(kind, args=list(words), **options)
+
+
+def main(args: Args, make_agent=OMNetSAC, default: Args | None = None) -> None:
+    """Runs, resumes or evaluates, as `args` say. What the user can mend ends in one sentence and an exit code.
+
+    `default` has the flags as they are where none is given; None: those of the class of `args`.
+    """
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
+    stop, folder, default = Stop(), Path(args.resume or args.evaluate or run_folder(args)), default or type(args)()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
-    folder = args.resume or args.evaluate or run_folder(args)
+        signal.signal(signum, stop)
     try:
+        if args.resume and args.evaluate:
+            raise UsageError("--resume goes on with a run and --evaluate looks at one: give one of them")
         if args.evaluate:
-            return evaluate_run(args.evaluate, args, make_agent)
-        train(stored_args(args.resume, args) if args.resume else args, make_agent)
+            return evaluate_run(folder, args, default, make_agent)
+        if args.resume:
+            args = dataclasses.replace(merge_args(folder, args, default, RESUMABLE), resume=folder)
+        train(args, make_agent, stop)
+        if stop.signum:
+            sys.exit(128 + stop.signum)
         print(f"done: curves in {folder}/eval.csv, the agent in {folder}/checkpoint.pt")
-    except (UsageError, RunError, OSError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+    except (UsageError, RunError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        kept = f"; {last_checkpoint(folder)}" if stop.training else ""
+        print(f"\nerror: {first_line(error)}{kept}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except SystemExit:
-        print(f"\nstopped: go on from the last checkpoint with --resume {folder}", file=sys.stderr)
+        print(f"\nstopped: {last_checkpoint(folder)}", file=sys.stderr)
         raise
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(parse(Args))

@@ -7,7 +7,6 @@ curves is a difference between two methods. `omnet-sac` is there too, for what a
 """
 
 import copy
-import dataclasses
 import math
 import sys
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import tyro
 from tyro.conf import Suppress
 
 import omnet_sac
-from omnet_sac import Args, OMNet, OMNetSAC, ReplayBuffer, UsageError, mlp
+from omnet_sac import Args, OMNet, OMNetSAC, ReplayBuffer, UsageError, mlp, parse
 from paper.probes import Probes, probed
 
 # Table 1 of the paper, for DroQ and Sin-DroQ; elsewhere the 0.01 of DroQ's authors
@@ -173,7 +172,7 @@ class EnsembleSAC(OMNetSAC):
         is_actor_loss = theta is self.critic.theta  # the critic's loss has a theta of its own, to differentiate
         return q.amin(0, keepdim=True) if self.args.actor_minimum and is_actor_loss else q
 
-    def update(self, buffer: ReplayBuffer) -> dict[str, torch.Tensor]:
+    def update(self, buffer: ReplayBuffer) -> dict[str, float]:
         metrics = super().update(buffer)
         if self.args.reset_interval and buffer.added % self.args.reset_interval == 0:
             self.reset()
@@ -182,7 +181,7 @@ class EnsembleSAC(OMNetSAC):
     def reset(self) -> None:
         """Fresh networks, target, optimizers and alpha; random state and step count go on."""
         torch.manual_seed(int(torch.randint(2**31, (), generator=self.generator, device=self.args.device)))
-        fresh = type(self)(dataclasses.replace(self.args, compile=False), self.obs_dim, self.action_dim)
+        fresh = type(self)(self.args, self.obs_dim, self.action_dim)
         self.load_state_dict(fresh.state_dict() | {"_extra_state": copy.deepcopy(self.get_extra_state())})
 
 
@@ -216,7 +215,8 @@ def main(args: OMNetArgs | Baseline) -> None:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    omnet_sac.main(args, make_agent)
+    default = next(default for _, default in METHODS.values() if default.method == args.method)
+    omnet_sac.main(args, make_agent, default)
 
 
 if __name__ == "__main__":
@@ -224,4 +224,4 @@ if __name__ == "__main__":
         Annotated[type(default), tyro.conf.subcommand(name, default=default, description=text)]
         for name, (text, default) in METHODS.items()
     ]
-    main(tyro.cli(Union[tuple(choices)], description=__doc__))  # noqa: UP007
+    main(parse(Union[tuple(choices)], description=__doc__))  # noqa: UP007

@@ -126,31 +126,27 @@ def probed(make_agent: Callable) -> Callable:
 
     def make_probed_agent(args, obs_dim: int, action_dim: int):
         agent = make_agent(args, obs_dim, action_dim)
-        update, files = agent.update, {}
+        update, files, coordinates = agent.update, {}, ",".join(f"obs_{i}" for i in range(obs_dim))
 
         def record(name: str, columns: str, step: int, rows: list[tuple]) -> None:
-            """Appends rows to a CSV file; its first use cuts it back to what a resumed run has done."""
             if name not in files:
-                files[name] = open_csv((args.resume or run_folder(args)) / name, columns, step - 1)
+                files[name] = open_csv((args.resume or run_folder(args)) / name, f"step,{columns}")
             for row in rows:
                 print(step, *(f"{x:.8g}" if isinstance(x, float) else x for x in row), sep=",", file=files[name])
             files[name].flush()
 
-        def update_and_record(buffer: ReplayBuffer) -> dict[str, torch.Tensor]:
+        def update_and_record(buffer: ReplayBuffer) -> dict[str, float]:
             metrics, step = update(buffer), buffer.added
-            if args.trajectory_interval:
-                coordinates = ",".join(f"obs_{i}" for i in range(obs_dim))
-                if step <= args.learning_starts + VISITED_STEPS:
-                    next_obs = buffer.rows[(step - 1) % len(buffer.rows), -1 - obs_dim : -1]
-                    record("visits.csv", f"step,{coordinates}", step, [tuple(next_obs.tolist())])
-                if step % args.trajectory_interval == 0:
-                    rows = [(*row[:2], *map(float, row[2:])) for row in trajectories(args, agent)]
-                    record("trajectories.csv", f"step,subnet,t,{coordinates}", step, rows)
+            if args.trajectory_interval and step <= args.learning_starts + VISITED_STEPS:
+                next_obs = buffer.rows[(step - 1) % len(buffer.rows), -2 - obs_dim : -2]
+                record("visits.csv", coordinates, step, [tuple(next_obs.tolist())])
+            if args.trajectory_interval and step % args.trajectory_interval == 0:
+                rows = [(*row[:2], *map(float, row[2:])) for row in trajectories(args, agent)]
+                record("trajectories.csv", f"subnet,t,{coordinates}", step, rows)
             if args.bias_interval and step % args.bias_interval == 0:
                 bias = value_bias(args, agent, step)
-                record(
-                    "bias.csv", f"step,{BIAS_COLUMNS}", step, [tuple(bias.get(c, "") for c in BIAS_COLUMNS.split(","))]
-                )
+                row = tuple(bias.get(column, "") for column in BIAS_COLUMNS.split(","))
+                record("bias.csv", BIAS_COLUMNS, step, [row])
             return metrics
 
         agent.update = update_and_record

@@ -111,7 +111,7 @@ def make(method: str, **flags) -> EnsembleSAC:
 def filled_buffer(agent, n=64) -> ReplayBuffer:
     buffer = ReplayBuffer(n, 3, 2, "cpu", added=n)
     buffer.rows.copy_(torch.randn(buffer.rows.shape, generator=torch.Generator().manual_seed(0)))
-    buffer.rows[:, -1] = (buffer.rows[:, -1] > 1).float()
+    buffer.rows[:, -2] = (buffer.rows[:, -2] > 1).float()
     return buffer
 
 
