@@ -23,8 +23,9 @@ import omnet_sac
 from omnet_sac import Args, OMNetSAC, ReplayBuffer, mlp, train
 from paper import baselines, probes, speed
 from paper.baselines import METHODS, Dropout, EnsembleSAC
+from paper.flops import trace
 from paper.probes import value_bias
-from paper.speed import HEADER, main, measure, trace
+from paper.speed import HEADER, main, measure
 
 torch.set_num_threads(1)  # as in a sweep: sums of two threads round differently
 
