@@ -212,10 +212,10 @@ def draw_recorded(results: Results, columns: dict[str, str]) -> str:
 def scale(results: Results, env_id: str, runs: dict[str, list[Path]]) -> tuple[dict[str, np.ndarray], str]:
     """What the runs of each method are worth (seeds,) on a task, and the name of that scale.
 
-    Scores between a random policy's and TD3's where these are known; else areas under the curves between SAC's and
-    REDQ's; without runs of these, relative to the best method's.
+    At the paper's size scores between a random policy's and TD3's where these are known; else areas under the curves
+    between SAC's and REDQ's; without runs of these, relative to the best method's.
     """
-    if env_id in TD3:
+    if env_id in TD3 and results.protocol == "paper":
         worth = {title: np.array([score(run) for run in found]) for title, found in runs.items()}
         span = TD3[env_id] - RANDOM[env_id]
         return {title: (scores - RANDOM[env_id]) / span for title, scores in worth.items()}, "0 = random, 1 = TD3"

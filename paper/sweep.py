@@ -181,12 +181,15 @@ def stored_flags(folder: Path) -> dict:
 
 
 def last_step(path: Path) -> int:
-    """The step of the last whole row of a run's CSV file; 0 without one. Raises UsageError where that is no number."""
+    """The step of the last whole row of a run's CSV file; 0 without one. Raises UsageError where a row is none."""
     try:
-        lines = path.read_text().split("\n")[1:-1] if path.exists() else []
-        return int(lines[-1].split(",")[0]) if lines else 0
+        header, *lines = path.read_text().split("\n")[:-1] if path.exists() else [""]
+        rows = [[float(x) for x in line.split(",")] for line in lines]
+        if any(len(row) != len(header.split(",")) for row in rows):
+            raise ValueError
+        return int(rows[-1][0]) if rows else 0
     except ValueError:
-        raise UsageError(f"the last row of {path} is not one of a run") from None
+        raise UsageError(f"{path} has rows that are not those of a run") from None
 
 
 def has_ended(folder: Path, flags: dict) -> bool:
