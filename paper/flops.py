@@ -74,8 +74,8 @@ def sizes(env_id: str) -> tuple[int, int]:
 def gflop_per_step(method: str, env_id: str, **flags) -> float:
     """GFLOPs per environment step of a method of paper.baselines with flags that differ from its defaults."""
     args = dataclasses.replace(METHODS[method][1], env_id=env_id, **flags)
-    products, num_updates = trace(args, make_agent, *sizes(env_id))
-    return args.replay_ratio * products.flop / num_updates / 1e9
+    products, num_updates = trace(dataclasses.replace(args, batch_size=2), make_agent, *sizes(env_id))
+    return args.replay_ratio * products.flop / num_updates * args.batch_size / 2 / 1e9  # all products have the batch
 
 
 @cache

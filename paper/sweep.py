@@ -146,16 +146,19 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.stem.parent.name}/{self.stem.name}, seed {self.flags['seed']}"
+        """What it is called in reports: the end of its run folder's path, with the script's name for its method's."""
+        label = (self.method or Path(self.program[0]).stem).replace("-", "_")
+        return f"{self.stem.parent.name}/{self.stem.name}__{label}__{self.flags['seed']}"
 
     @property
     def log(self) -> Path:
-        return self.stem.with_name(f"{self.stem.name}__{self.flags['seed']}.log")
+        return self.stem.parent / f"{Path(self.name).name}.log"
 
     @property
     def folder(self) -> Path | None:
-        """Its run folder `<env>__<method>__<seed>`, once it is there."""
-        found = self.stem.parent.glob(f"{self.stem.name}__*__{self.flags['seed']}/args.json")
+        """Its run folder `<env>__<method>__<seed>`, once it is there; what a script calls its method is not known."""
+        method = self.method.replace("-", "_") if self.method else "*"
+        found = self.stem.parent.glob(f"{self.stem.name}__{method}__{self.flags['seed']}/args.json")
         return next((path.parent for path in sorted(found)), None)
 
     @property

@@ -847,7 +847,8 @@ def test_every_figure_is_drawn_from_raw_files(tmp_path, capsys):
         for i in range(5)
         for t in (0, 1)
     ]
-    bias = "step,normalised_mean\n5000,0.5\n10000,0.7\n"
+    columns = ("normalised_mean", *probes.BIAS_COLUMNS.split(",")[-4:])
+    bias = f"step,{','.join(columns)}\n5000,0.5,1,2,3,4\n10000,0.7,1,2,,4\n"
     files = {"visits": visits, "trajectories": "step,subnet,t,obs_0,obs_1\n" + "".join(paths), "bias": bias}
     files["train"] = "step,subnet,return,length\n1050,0,0.0,50\n1090,0,100.0,40\n"
     flags = {"total_timesteps": 12_000, "eval_interval": 1_000}
@@ -1023,7 +1024,7 @@ def test_a_worse_fork_is_called_worse_and_a_copy_undecided(tmp_path, monkeypatch
     """Real runs of omnet_sac.py on a toy task, made in this process where paper.compare looks for them."""
     shutil.copy(omnet_sac.__file__, tmp_path / "copy.py")
     texts = "omnet_sac.py", f"{tmp_path}/copy.py", "omnet_sac.py --learning-rate 1e-9"
-    words = ["--total-timesteps", "400", "--learning-starts", "100", "--eval-interval", "50", "--hidden-dim", "32"]
+    words = ["--total-timesteps", "300", "--learning-starts", "64", "--eval-interval", "50", "--hidden-dim", "32"]
     words += ["--batch-size", "64", "--replay-ratio", "1", "--policy-delay", "1", "--learning-rate", "3e-3"]
     flags = compare.Flags(contenders=texts, env_ids=("Reach-v0",), seeds=4, results=tmp_path)
     asked = compare.contender_runs(flags, compare.contenders(texts), words)
