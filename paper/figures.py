@@ -22,6 +22,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from matplotlib.ticker import NullFormatter
 
 from maze_env import GOAL, GOAL_RADIUS, START, WALLS
 from omnet_sac import UsageError
@@ -262,6 +263,7 @@ def draw_efficiency(results: Results) -> str:
             rows.append([env_id, title, len(values), f"{dense:.3f}", sparse, interval(values, digits=2), better])
             groups[title][env_id], fewest = values, min(fewest, len(values))
         axis.set(xscale="log", xlabel="training FLOPs relative to REDQ", title=env_id, ylabel=name)
+        axis.xaxis.set_minor_formatter(NullFormatter())
     for title, by_task in groups.items():
         if len(tasks) > 1 and by_task.keys() == set(tasks):
             low, high = bootstrap([*by_task.values()], lambda sample: iqm(np.concatenate(sample)))

@@ -18,6 +18,7 @@ from omnet_sac import UsageError
 # The palette of Okabe & Ito, which the colour-blind can tell apart; line styles tell curves apart in print
 COLORS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#F0E442"]
 STYLES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), "-", "--"]
+DRAWS = 2000  # of a bootstrap
 LEVEL, POWER = 0.05, 0.8  # of a test, where seeds are counted
 
 
@@ -78,10 +79,10 @@ def iqm(values: np.ndarray) -> float:
     return float(weights @ values / weights.sum())
 
 
-def bootstrap(groups: list[np.ndarray], statistic: Callable, draws: int = 2000) -> tuple[float, float]:
+def bootstrap(groups: list[np.ndarray], statistic: Callable) -> tuple[float, float]:
     """95% percentile interval of `statistic(groups)`, each group (seeds, ...) resampled by itself (stratified)."""
     rng = np.random.default_rng(0)
-    resampled = ([group[rng.integers(len(group), size=len(group))] for group in groups] for _ in range(draws))
+    resampled = ([group[rng.integers(len(group), size=len(group))] for group in groups] for _ in range(DRAWS))
     low, high = np.percentile([statistic(sample) for sample in resampled], [2.5, 97.5], axis=0)
     return low, high
 

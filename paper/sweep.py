@@ -340,9 +340,10 @@ def execute(run: Run, folder: Path) -> tuple[int, str]:
         return done.returncode, log.read().decode(errors="replace")
 
 
-def progress(total: int) -> tqdm:
+def progress(total: int, initial: int = 0) -> tqdm:
     """A progress bar; where the error stream is no terminal, it is shown once a minute."""
-    return tqdm(total=total, unit="step", dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 60)
+    interval = 0.1 if sys.stderr.isatty() else 60
+    return tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, mininterval=interval)
 
 
 @contextmanager
