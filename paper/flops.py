@@ -26,6 +26,10 @@ from torch.utils.flop_counter import flop_registry
 from omnet_sac import Args, ReplayBuffer, UsageError, make_env
 from paper.baselines import METHODS, make_agent
 
+# Flags of methods that change what is multiplied, and not how often
+SAME_PRODUCTS = {"learning_rate", "gamma", "tau", "sparsity", "mask_input", "mask_output", "dense_in", "balanced_masks"}
+SAME_PRODUCTS |= {"dropout", "obs_noise", "reset_interval"}
+
 
 class Products(TorchDispatchMode):
     """Records the matrix products (and convolutions) that PyTorch computes inside `with`, and their FLOPs.
@@ -70,9 +74,14 @@ def sizes(env_id: str) -> tuple[int, int]:
     return env.observation_space.shape[0], env.action_space.shape[0]
 
 
-@cache
 def gflop_per_step(method: str, env_id: str, **flags) -> float:
     """GFLOPs per environment step of a method of paper.baselines with flags that differ from its defaults."""
+    return count_gflop(method, env_id, **{name: value for name, value in flags.items() if name not in SAME_PRODUCTS})
+
+
+@cache
+def count_gflop(method: str, env_id: str, **flags) -> float:
+    """The same, counted once for equal flags."""
     args = dataclasses.replace(METHODS[method][1], env_id=env_id, **flags)
     products, num_updates = trace(dataclasses.replace(args, batch_size=2), make_agent, *sizes(env_id))
     return args.replay_ratio * products.flop / num_updates * args.batch_size / 2 / 1e9  # all products have the batch
