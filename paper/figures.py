@@ -2,16 +2,18 @@
 
     python -m paper.figures fig5-7 fig2a
 
-Writes `<name>.png` and `<name>.md` for each figure into `<results>/figures/`. A figure made of fewer seeds or steps
-than the paper's says so in its title. Intervals are 95% bootstrap intervals over seeds.
+Writes `<name>.png` and `<name>.md` for each figure into `<results>/figures/`, with `--protocol small` from runs in
+`<results>/small` into `<results>/small/figures/`. A figure made of fewer seeds or steps than the protocol's says so in
+its title. Curves are of finished runs with equal flags: of what was run most often, the longest. Intervals are 95%
+bootstrap intervals over seeds.
 """
 
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -20,134 +22,151 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from matplotlib.ticker import NullFormatter
 
 from maze_env import GOAL, GOAL_RADIUS, START, WALLS
-from paper.experiments import FIGURES, ROOT, Figure, Variant, gflop_per_step
+from omnet_sac import UsageError
+from paper.baselines import METHODS
+from paper.experiments import FIGURES, MAZE, MAZE_ID, NAMES, Variant, sized, training_flags
+from paper.flops import gflop_per_step
+from paper.stats import (
+    COLORS,
+    area,
+    bootstrap,
+    curve,
+    draw,
+    improvement_text,
+    interval,
+    iqm,
+    last_sixth,
+    markdown,
+    normalised,
+    read,
+    score,
+    stack,
+)
+from paper.sweep import PROTOCOLS, ROOT, finished_runs, one_sentence, size_folder, split, stored_flags
 
 matplotlib.use("Agg")
-# The palette of Okabe & Ito, which the colour-blind can tell apart; line styles tell curves apart in print
-COLORS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#F0E442"]
-STYLES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), "-", "--"]
 # Returns of a random policy and of TD3 on the v4 tasks, for a normalisation that depends on no set of methods
 RANDOM = {"Hopper-v4": 18.8, "Walker2d-v4": 2.8, "Ant-v4": -70.3, "Humanoid-v4": 120.4}
 TD3 = {"Hopper-v4": 3226.0, "Walker2d-v4": 3946.0, "Ant-v4": 3942.0, "Humanoid-v4": 5165.0}
 MAZE_WINDOWS = 100, 500, 1000  # training steps of Figure 6
 CELLS = 30  # per side of its grid
-PAPER_SEEDS = 10
+NUM_SEEDS = 10  # of the paper's figures
 
 
-@cache
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a CSV file of numbers; empty fields are NaN."""
-    with path.open() as file:
-        header, *rows = csv.reader(file)
-    table = np.array([[float(x) if x else np.nan for x in row] for row in rows]).reshape(-1, len(header))
-    return dict(zip(header, table.T))
+@dataclass
+class Flags:
+    """Draws figures from the runs that are there, with further training flags from those that have these."""
+
+    figures: tyro.conf.Positional[tuple[Literal[tuple(NAMES)], ...]] = ()
+    """figures to draw"""
+    protocol: Literal[tuple(PROTOCOLS)] = "paper"
+    """draw the runs of this protocol"""
+    env_ids: tuple[str, ...] = ()
+    """tasks; none given: the figure's, and those outside the protocol, as far as there are runs"""
+    results: Path = ROOT / "paper" / "results"
+    """folder of all results"""
 
 
-def folders(results: Path, variant: Variant, env_id: str) -> list[Path]:
-    """The run folders of a variant on a task, by seed."""
-    name = env_id.replace(":", "-").replace("/", "-")
-    found = (results / variant.name).glob(f"{name}__*__*/eval.csv")
-    return sorted((path.parent for path in found), key=lambda folder: int(folder.name.rsplit("__", 1)[1]))
+class Results:
+    """The runs that a figure is made of."""
+
+    def __init__(self, name: str, flags: Flags, words: list[str]):
+        self.name, self.figure, self.protocol = name, FIGURES[name], flags.protocol
+        self.words, self.env_ids = words, flags.env_ids
+        width = self.asked(Variant("omnet-sac")).get("hidden_dim", PROTOCOLS[flags.protocol].flags["hidden_dim"])
+        self.folder = size_folder(flags.results, flags.protocol, width)
+
+    def asked(self, variant: Variant) -> dict:
+        return training_flags(variant.method, self.words)
+
+    def size(self, env_id: str) -> dict:
+        """The flags of a run of this figure on a task, as the protocol has them."""
+        return PROTOCOLS[self.protocol].size(env_id) | self.figure.flags
+
+    def runs(self, variant: Variant, env_id: str) -> list[Path]:
+        """The folders of the finished runs of a variant, all of one size, by seed."""
+        variant = sized(variant, self.protocol, self.size(env_id)["total_timesteps"])
+        return finished_runs(self.folder, variant.method, env_id, self.asked(variant) | variant.flags)
+
+    def tasks(self) -> list[str]:
+        """The tasks to draw: those asked for, else the figure's and whatever else was run outside the protocol."""
+        variants, known = self.figure.variants.values(), (*PROTOCOLS[self.protocol].tasks, *MAZE_ID)
+        methods = {METHODS[v.method][1].method for v in variants}
+        found = {stored_env_id(path) for m in methods for path in self.folder.glob(f"{m}*/*__{m}__*/args.json")}
+        tasks = self.env_ids or [*getattr(self.figure, self.protocol), *sorted(found - {*known, ""})]
+        return [env_id for env_id in tasks if any(self.runs(v, env_id) for v in variants)]
+
+    def title(self, fewest_seeds: int, steps: dict[str, int]) -> str:
+        """The figure's name, and what a title must admit: a miniature, fewer seeds or steps than the protocol has."""
+        told = ["in miniature"] if self.protocol == "small" else []
+        told += [f"{fewest_seeds} of {NUM_SEEDS} seeds"] if fewest_seeds < NUM_SEEDS else []
+        short = [(n, self.size(e)["total_timesteps"]) for e, n in steps.items() if n < self.size(e)["total_timesteps"]]
+        told += ["{:,} of {:,} steps".format(*max(short))] if short else []
+        return self.name + (f" ({', '.join(told)})" if told else "")
+
+    def save(self, fig, name: str) -> None:
+        (self.folder / "figures").mkdir(exist_ok=True)
+        fig.savefig(self.folder / "figures" / f"{name}.png", dpi=110)
+        plt.close(fig)
 
 
-def curve(folder: Path, file: str = "eval.csv", column: str = "return") -> dict[int, float]:
-    """The mean of a column at each step."""
-    table, means = read(folder / file), defaultdict(list)
-    for step, value in zip(table["step"], table[column]):
-        means[int(step)].append(value)
-    return {step: float(np.mean(values)) for step, values in means.items()}
+def stored_env_id(path: Path) -> str:
+    """The task of the run whose args.json this is; "" if it is none."""
+    try:
+        return str(stored_flags(path.parent).get("env_id", ""))
+    except UsageError:
+        return ""
 
 
-def stack(curves: list[dict[int, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (T,) that all curves have, and their values (seeds, T)."""
-    steps = sorted(set.intersection(*(set(c) for c in curves)))
-    return np.array(steps), np.array([[c[step] for step in steps] for c in curves])
+def legend(fig, axes) -> None:
+    """One legend for all panels, beside them."""
+    labels = {label: line for axis in np.ravel(axes) for line, label in zip(*axis.get_legend_handles_labels())}
+    fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False)
 
 
-def iqm(values: np.ndarray) -> float:
-    """Mean of the middle half; with weights at its edges, so that every number of values has one."""
-    values = np.sort(np.ravel(values))
-    edges = np.arange(len(values) + 1) / len(values)
-    weights = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
-    return float(weights @ values / weights.sum())
+def shared_areas(runs: list[Path], others: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Areas under the curves of two groups of runs, over the steps that all of them have."""
+    _, values = stack([curve(run) for run in (*runs, *others)])
+    return area(values[: len(runs)]), area(values[len(runs) :])
 
 
-def bootstrap(groups: list[np.ndarray], statistic: Callable, draws: int = 2000) -> tuple[float, float]:
-    """95% percentile interval of `statistic(groups)`, each group (seeds, ...) resampled by itself (stratified)."""
-    rng = np.random.default_rng(0)
-    resampled = ([group[rng.integers(len(group), size=len(group))] for group in groups] for _ in range(draws))
-    low, high = np.percentile([statistic(sample) for sample in resampled], [2.5, 97.5], axis=0)
-    return low, high
+def better_than_omnet(results: Results, env_id: str, runs: list[Path]) -> str:
+    """The probability of improvement over OMNet, by area under the curve; empty where that says nothing."""
+    omnet = results.runs(Variant("omnet-sac"), env_id)
+    if not omnet or omnet == runs:
+        return ""
+    return improvement_text(*([areas] for areas in shared_areas(runs, omnet)))
 
 
-def interval(values: list[float] | np.ndarray, statistic: Callable = np.mean, digits: int = 0) -> str:
-    """`mean [low, high]` over seeds; without an interval if there is but one."""
-    point = f"{statistic(values):.{digits}f}"
-    if len(values) < 2:
-        return point
-    low, high = bootstrap([np.array(values)], lambda groups: statistic(groups[0]))
-    return f"{point} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def last_sixth(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Section 4.1: the mean over the last sixth of the steps (T,), the last 50K of 300K, of values (..., T)."""
-    return values[..., steps > steps[-1] * 5 / 6].mean(-1)
-
-
-def score(folder: Path) -> float:
-    """The mean evaluation return over the last sixth of a run."""
-    steps, values = stack([curve(folder)])
-    return float(last_sixth(steps, values)[0])
-
-
-def markdown(header: str, rows: list[list]) -> str:
-    columns = header.split(" | ")
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
-
-
-def shortfall(figure: Figure, seeds: int, steps: int) -> str:
-    """What a title must admit: fewer seeds or steps than the paper's."""
-    told = [f"{seeds} of {PAPER_SEEDS} seeds"] if seeds < PAPER_SEEDS else []
-    told += [f"{steps:,} of {figure.total_timesteps:,} steps"] if steps < figure.total_timesteps else []
-    return f" ({', '.join(told)})" if told else ""
-
-
-def draw_curves(name: str, results: Path, file="eval.csv", column="return", label="return") -> str:
+def draw_curves(results: Results) -> str:
     """One panel per task, a curve with its interval per variant; the published curves in grey. Returns the table."""
-    figure, rows = FIGURES[name], []
-    tasks = [env_id for env_id in figure.env_ids if any(folders(results, v, env_id) for v in figure.variants.values())]
+    tasks, rows = results.tasks(), []
     fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 4 * len(tasks), 3.8), squeeze=False, layout="constrained")
-    fewest, most_steps = PAPER_SEEDS, 0
+    fewest, longest = NUM_SEEDS, {}
     for axis, env_id in zip(axes[0], tasks):
-        longest = np.zeros(1)  # steps (T,) of the task's longest variant
-        for k, (title, variant) in enumerate(figure.variants.items()):
-            runs = [f for f in folders(results, variant, env_id) if (f / file).exists()]
+        for k, (title, variant) in enumerate(results.figure.variants.items()):
+            runs = results.runs(variant, env_id)
             if not runs:
                 continue
-            steps, values = stack([curve(run, file, column) for run in runs])
-            fewest, longest = min(fewest, len(runs)), max(longest, steps, key=lambda s: s[-1])
-            axis.plot(steps, values.mean(0), color=COLORS[k % 9], linestyle=STYLES[k % 9], label=title)
-            if len(runs) > 1:
-                low, high = bootstrap([values], lambda groups: groups[0].mean(0))
-                axis.fill_between(steps, low, high, color=COLORS[k % 9], alpha=0.2, linewidth=0)
-            scores, digits = (last_sixth(steps, values), 0) if file == "eval.csv" else (values[:, -1], 2)
-            summary = interval(scores, digits=digits), interval(scores, iqm, digits)
-            rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *summary])
-        most_steps = max(most_steps, longest[-1])
-        if file == "eval.csv":
-            rows += draw_published(axis, env_id, longest)
-        else:
-            axis.set_yscale("symlog", linthresh=0.1)  # small biases and huge ones, the paper's two panels, in one
-        axis.set(title=env_id, xlabel="environment steps", ylabel=label)
-    labels = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels())}
-    fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False)
-    fig.suptitle(f"{name}{shortfall(figure, fewest, most_steps)}")
-    save(fig, name, results)
-    value = "score (last sixth)" if file == "eval.csv" else f"last {label}"
-    return markdown(f"task | method | seeds | steps | {value}, mean [95%] | IQM [95%]", rows)
+            steps, values = stack([curve(run) for run in runs])
+            fewest = min(fewest, len(runs))
+            longest[env_id] = max(longest.get(env_id, steps), steps, key=lambda s: s[-1])
+            draw(axis, steps, values, k, title)
+            scores = last_sixth(steps, values)
+            summary = interval(scores), interval(scores, iqm), interval(area(values))
+            better = better_than_omnet(results, env_id, runs)
+            rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *summary, better])
+        if results.protocol == "paper":
+            rows += draw_published(axis, env_id, longest[env_id])
+        axis.set(title=env_id, xlabel="environment steps", ylabel="return")
+    legend(fig, axes)
+    fig.suptitle(results.title(fewest, {env_id: steps[-1] for env_id, steps in longest.items()}))
+    results.save(fig, results.name)
+    header = "task | method | seeds | steps | score (last sixth), mean [95%] | IQM [95%] | area under the curve [95%]"
+    return markdown(f"{header} | P(better than OMNet) [95%]", rows)
 
 
 def draw_published(axis, env_id: str, steps: np.ndarray) -> list[list]:
@@ -159,54 +178,102 @@ def draw_published(axis, env_id: str, steps: np.ndarray) -> list[list]:
         points = [(int(row["step"]), float(row["mean"])) for row in published if row["method"] == method]
         means = np.interp(steps, *zip(*points))
         axis.plot(steps, means, color="0.6", linestyle=style, linewidth=1, label=f"{method}, published")
-        row = [f"{method}, published", PAPER_SEEDS, f"{steps[-1]:,}", f"{last_sixth(steps, means):.0f}", ""]
+        row = [f"{method}, published", NUM_SEEDS, f"{steps[-1]:,}", f"{last_sixth(steps, means):.0f}", "", "", ""]
         table.append([env_id, *row])
     return table
 
 
-def save(fig, name: str, results: Path) -> None:
-    (results / "figures").mkdir(exist_ok=True)
-    fig.savefig(results / "figures" / f"{name}.png", dpi=110)
-    plt.close(fig)
+def draw_recorded(results: Results, columns: dict[str, str]) -> str:
+    """A panel per task and column of bias.csv (by its label), a curve per variant that has it. Returns the table."""
+    tasks, rows, fewest, longest = results.tasks(), {}, NUM_SEEDS, {}
+    shape, size = (len(columns), len(tasks)), (3 + 4 * len(tasks), 0.8 + 3 * len(columns))
+    fig, axes = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
+    for (label, column), line in zip(columns.items(), axes):
+        for axis, env_id in zip(line, tasks):
+            for k, (title, variant) in enumerate(results.figure.variants.items()):
+                runs = [run for run in results.runs(variant, env_id) if (run / "bias.csv").exists()]
+                runs = [run for run in runs if np.isfinite(read(run / "bias.csv").get(column, [np.nan])).any()]
+                if not runs:
+                    continue
+                steps, values = stack([curve(run, "bias.csv", column) for run in runs])
+                fewest, longest[env_id] = min(fewest, len(runs)), max(longest.get(env_id, 0), steps[-1])
+                draw(axis, steps, values, k, title)
+                row = rows.setdefault((env_id, title), [len(runs), f"{steps[-1]:,}"] + [""] * len(columns))
+                row[2 + list(columns).index(label)] = interval(values[:, -1], digits=2)
+            axis.set(title=env_id, xlabel="environment steps", ylabel=label)
+            if column == "normalised_mean":
+                axis.set_yscale("symlog", linthresh=0.1)  # small biases and huge ones, the paper's two panels, in one
+    legend(fig, axes)
+    fig.suptitle(results.title(fewest, longest))
+    results.save(fig, results.name)
+    header = " | ".join(["task | method | seeds | steps", *(f"last {label} [95%]" for label in columns)])
+    return markdown(header, [[*key, *row] for key, row in rows.items()])
 
 
-def draw_efficiency(name: str, results: Path) -> str:
-    """Figure 3: scores against training FLOPs relative to REDQ's, counted dense and without masked entries."""
-    figure, rows = FIGURES[name], []
-    scores = {
-        title: {
-            env_id: np.array([score(run) for run in folders(results, variant, env_id)]) for env_id in figure.env_ids
-        }
-        for title, variant in figure.variants.items()
-    }
-    scores = {title: {e: s for e, s in tasks.items() if len(s)} for title, tasks in scores.items()}
-    scores = {title: tasks for title, tasks in scores.items() if tasks}
-    shared = [env_id for env_id in figure.env_ids if all(env_id in tasks for tasks in scores.values())]
-    if not shared:
-        raise SystemExit("error: no task has runs of every method that has runs; run more of fig3")
-    best = {env_id: max(tasks[env_id].mean() for tasks in scores.values()) for env_id in shared}
-    fig, axis = plt.subplots(figsize=(6, 4.2), layout="constrained")
-    fewest = min(len(s) for tasks in scores.values() for s in tasks.values())
-    for k, (title, tasks) in enumerate(scores.items()):
-        groups = [tasks[env_id] / best[env_id] for env_id in shared]
-        fixed = [(tasks[e] - RANDOM[e]) / (TD3[e] - RANDOM[e]) for e in shared]
-        point = np.mean([group.mean() for group in groups])
-        low, high = bootstrap(groups, lambda sample: np.mean([group.mean() for group in sample]))
-        fixed_low, fixed_high = bootstrap(fixed, lambda sample: iqm(np.concatenate(sample)))
-        variant = figure.variants[title]
-        dense = np.mean([gflop_per_step(variant.method, e) / gflop_per_step("redq", e) for e in shared])
-        sparse = dense * (1 - 0.5 * (variant.method == "omnet-sac"))
-        axis.errorbar(
-            dense, point, [[max(0, point - low)], [max(0, high - point)]], fmt="o", color=COLORS[k % 9], label=title
-        )
-        iqm_text = f"{iqm(np.concatenate(fixed)):.2f} [{fixed_low:.2f}, {fixed_high:.2f}]"
-        rows.append([title, f"{dense:.3f}", f"{sparse:.3f}", f"{point:.2f} [{low:.2f}, {high:.2f}]", iqm_text])
-    axis.set(xscale="log", xlabel="training FLOPs relative to REDQ", ylabel="score relative to the best method")
-    axis.legend(fontsize=8, frameon=False)
-    fig.suptitle(f"{name}: {', '.join(shared)} ({fewest} seeds)")
-    save(fig, name, results)
-    header = "method | FLOPs / REDQ, dense | masked entries not counted | score / best, mean [95%]"
-    return markdown(f"{header} | IQM between random and TD3 [95%]", rows)
+def scale(results: Results, env_id: str, runs: dict[str, list[Path]]) -> tuple[dict[str, np.ndarray], str]:
+    """What the runs of each method are worth (seeds,) on a task, and the name of that scale.
+
+    At the paper's size scores between a random policy's and TD3's where these are known; else areas under the curves
+    between SAC's and REDQ's; without runs of these, relative to the best method's.
+    """
+    if env_id in TD3 and results.protocol == "paper":
+        worth = {title: np.array([score(run) for run in found]) for title, found in runs.items()}
+        span = TD3[env_id] - RANDOM[env_id]
+        return {title: (scores - RANDOM[env_id]) / span for title, scores in worth.items()}, "0 = random, 1 = TD3"
+    _, values = stack([curve(run) for found in runs.values() for run in found])
+    ends = np.cumsum([len(found) for found in runs.values()])[:-1]
+    areas = dict(zip(runs, np.split(area(values), ends)))
+    sac, redq = (results.runs(Variant(method), env_id) for method in ("sac", "redq"))
+    if sac and redq:
+        _, values = stack([curve(run) for run in (*sac, *redq, *(r for found in runs.values() for r in found))])
+        zero, one = area(values[: len(sac)]), area(values[len(sac) :][: len(redq)])
+        areas = dict(zip(runs, np.split(area(values[len(sac) + len(redq) :]), ends)))
+        return {title: normalised(a, zero, one) for title, a in areas.items()}, "0 = SAC, 1 = REDQ"
+    best = max(a.mean() for a in areas.values())
+    return {title: a / best for title, a in areas.items()}, "1 = the best"
+
+
+def kept_share(variant: Variant) -> float:
+    """The share of a variant's products that its masks keep; 1 where not all layers of both networks are masked."""
+    partly = {"mask_input", "mask_output", "actor_subnets"} & variant.flags.keys()
+    return 1.0 if variant.method != "omnet-sac" or partly else 1 - variant.flags.get("sparsity", 0.5)
+
+
+def draw_efficiency(results: Results) -> str:
+    """Figure 3: what every method that was run is worth, against its training FLOPs relative to REDQ's."""
+    tasks, rows, groups, fewest = results.tasks(), [], defaultdict(dict), NUM_SEEDS
+    variants = results.figure.also | results.figure.variants
+    variants = {variant.name: (title, variant) for title, variant in variants.items()}
+    order = {title: k for k, title in enumerate(results.figure.variants | results.figure.also)}
+    fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 4 * len(tasks), 4.6), squeeze=False, layout="constrained")
+    for axis, env_id in zip(axes[0], tasks):
+        runs = {title: results.runs(variant, env_id) for title, variant in variants.values()}
+        runs = {title: runs[title] for title in sorted(runs, key=order.get) if runs[title]}
+        worth, name = scale(results, env_id, runs)
+        of = {title: variant for title, variant in variants.values()}
+        for title, values in worth.items():
+            width, k = stored_flags(runs[title][0])["hidden_dim"], order[title]
+            redq = gflop_per_step("redq", env_id, hidden_dim=width)
+            dense = gflop_per_step(of[title].method, env_id, **{"hidden_dim": width} | of[title].flags) / redq
+            marker = {"marker": "osD^v<>P*X"[k // 9 % 10], "color": COLORS[k % 9], "linestyle": ""}
+            low, high = bootstrap([values], lambda sample: sample[0].mean())
+            axis.errorbar(dense, values.mean(), [[values.mean() - low], [high - values.mean()]], label=title, **marker)
+            sparse = f"{dense * kept_share(of[title]):.3f}"
+            better = better_than_omnet(results, env_id, runs[title])
+            rows.append([env_id, title, len(values), f"{dense:.3f}", sparse, interval(values, digits=2), better])
+            groups[title][env_id], fewest = values, min(fewest, len(values))
+        axis.set(xscale="log", xlabel="training FLOPs relative to REDQ", title=env_id, ylabel=name)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    for title, by_task in groups.items():
+        if len(tasks) > 1 and by_task.keys() == set(tasks):
+            low, high = bootstrap([*by_task.values()], lambda sample: iqm(np.concatenate(sample)))
+            summary = f"{iqm(np.concatenate([*by_task.values()])):.2f} [{low:.2f}, {high:.2f}] (IQM)"
+            rows.append([f"all {len(tasks)}", title, min(map(len, by_task.values())), "", "", summary, ""])
+    legend(fig, axes)
+    fig.suptitle(results.title(fewest, {}))
+    results.save(fig, results.name)
+    header = "task | method | seeds | FLOPs / REDQ, dense | masked entries not counted | score, normalised [95%]"
+    return markdown(f"{header} | P(better than OMNet) [95%]", rows)
 
 
 # The maze: Figures 5, 6, 7
@@ -256,25 +323,22 @@ def first_success(folder: Path, starts: int) -> float:
     return float(won[0] if len(won) else table["step"][-1]) - starts
 
 
-def draw_maze(name: str, results: Path) -> str:
+def draw_maze(results: Results) -> str:
     """Figures 5 to 7, and the numbers beside them."""
-    figure, (env_id,) = FIGURES[name], FIGURES[name].env_ids
-    runs = {title: folders(results, variant, env_id) for title, variant in figure.variants.items()}
+    (env_id,), starts = MAZE_ID, MAZE["learning_starts"]
+    runs = {title: results.runs(variant, env_id) for title, variant in results.figure.variants.items()}
     runs = {title: found for title, found in runs.items() if found}
-    starts = figure.flags["learning_starts"]
-    note = shortfall(figure, min(map(len, runs.values())), figure.total_timesteps)
+    note = results.title(min(map(len, runs.values())), {}).removeprefix(results.name)
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained", width_ratios=[1, 1.4])
     maze_map(left)
     for k, (title, found) in enumerate(runs.items()):
         steps, values = stack([curve(run) for run in found])
-        right.plot(steps, values.mean(0), color=COLORS[k], linestyle=STYLES[k], label=title)
-        low, high = bootstrap([values], lambda groups: groups[0].mean(0))
-        right.fill_between(steps, low, high, color=COLORS[k], alpha=0.2, linewidth=0)
+        draw(right, steps, values, k, title)
     right.set(xlabel="environment steps", ylabel="evaluation return")
     right.legend(fontsize=8, frameon=False)
     fig.suptitle(f"Figure 5: the maze; evaluation return, mean and 95% interval{note}")
-    save(fig, "fig5", results)
+    results.save(fig, "fig5")
 
     fig, axes = plt.subplots(len(runs), 3, figsize=(9.5, 3.2 * len(runs)), layout="constrained", squeeze=False)
     for column, steps in zip(axes.T, MAZE_WINDOWS):
@@ -285,7 +349,7 @@ def draw_maze(name: str, results: Path) -> str:
             maze_map(axis)
             axis.set_title(f"{title}\nfirst {steps} training steps", fontsize=9)
     fig.suptitle(f"Figure 6: visitation frequency (square root), mean over seeds{note}")
-    save(fig, "fig6", results)
+    results.save(fig, "fig6")
 
     first = paths(next(iter(runs.values()))[0])
     arrived = {step: [np.linalg.norm(path[-1] - GOAL) < GOAL_RADIUS for path in ps] for step, ps in first.items()}
@@ -303,7 +367,7 @@ def draw_maze(name: str, results: Path) -> str:
         axis.set_title(f"{step - starts:,} actor steps", fontsize=10)
     axes[0][0].legend(fontsize=6, frameon=False, loc="lower left")
     fig.suptitle("Figure 7: deterministic episodes of the five subnetworks, seed 1", fontsize=11)
-    save(fig, "fig7", results)
+    results.save(fig, "fig7")
 
     header, rows = "measure | " + " | ".join(f"{title} ({len(found)} seeds)" for title, found in runs.items()), []
     for steps in MAZE_WINDOWS:
@@ -313,7 +377,7 @@ def draw_maze(name: str, results: Path) -> str:
         grids = [[visitation(run, steps) for run in found] for found in runs.values()]
         entropies = [[float(-(g[g > 0] * np.log(g[g > 0])).sum()) for g in gs] for gs in grids]
         rows.append([f"entropy of the visitation in {steps} steps, nats", *(interval(v, digits=2) for v in entropies)])
-    for after in (200, 1000, 3000, figure.total_timesteps - starts):
+    for after in (200, 1000, 3000, MAZE["total_timesteps"] - starts):
         cells = []
         for found in runs.values():
             recorded = [paths(run).get(starts + after, []) for run in found]
@@ -328,33 +392,32 @@ def draw_maze(name: str, results: Path) -> str:
     return markdown(header, rows)
 
 
-DRAW = {name: draw_curves for name in FIGURES}
-DRAW |= {"fig3": draw_efficiency, "fig5-7": draw_maze}
-BIAS = {"file": "bias.csv", "column": "normalised_mean", "label": "value bias / mean return"}
+BIAS = {"value bias / mean return": "normalised_mean"}
+DIVERSITY = {"spread of Q / mean return": "normalised_spread", "mean - min of two / mean return": "normalised_gap"}
+DIVERSITY |= {"correlation of errors": "error_correlation", "distance of actions": "action_distance"}
+DRAW = {name: draw_curves for name in FIGURES} | {"fig3": draw_efficiency, "fig5-7": draw_maze}
+DRAW |= {name: partial(draw_recorded, columns=BIAS) for name in ("fig4", "bias-all-tasks")}
+DRAW |= {"diversity": partial(draw_recorded, columns=DIVERSITY)}
 
 
-@dataclass
-class Flags:
-    """Draws figures from the runs that are there."""
-
-    figures: tyro.conf.Positional[tuple[Literal[tuple(FIGURES)], ...]]
-    """figures to draw"""
-    results: Path = ROOT / "paper" / "results"
-    """folder of all results"""
-
-
-def main(flags: Flags) -> None:
-    for name in flags.figures:
-        figure = FIGURES[name]
-        if not any(folders(flags.results, v, e) for v in figure.variants.values() for e in figure.env_ids):
-            print(f"error: no runs of {name} in {flags.results}: python -m paper.experiments {name}", file=sys.stderr)
-            sys.exit(1)
-        extra = BIAS if name in ("fig4", "bias-all-tasks") else {}
-        table = DRAW[name](name, flags.results, **extra)
-        (flags.results / "figures").mkdir(exist_ok=True)
-        (flags.results / "figures" / f"{name}.md").write_text(table)
-        print(f"{name}\n{table}")
+def main(flags: Flags, words: list[str] = ()) -> None:
+    """Draws the figures and prints their tables. Exit code 1 where there is nothing to draw."""
+    if not flags.figures:
+        with suppress(SystemExit):
+            tyro.cli(Flags, args=["--help"])
+        sys.exit(2)
+    with one_sentence():
+        for name in dict.fromkeys(NAMES[name] for name in flags.figures):
+            results = Results(name, flags, words)
+            if not results.tasks():
+                hint = f"python -m paper.experiments {name} --protocol small --seeds 3"
+                print(f"error: no finished runs of {name} in {results.folder}: {hint}", file=sys.stderr)
+                sys.exit(1)
+            table = DRAW[name](results)
+            (results.folder / "figures" / f"{name}.md").write_text(table)
+            print(f"{name}\n{table}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    own, training = split(sys.argv[1:], Flags)
+    main(tyro.cli(Flags, args=own), training)

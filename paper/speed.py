@@ -8,13 +8,11 @@ floor and the loops take turns in rounds, and each number is a median over the r
 
 import dataclasses
 import importlib
-import math
 import os
 import resource
 import sys
 import time
 import timeit
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,12 +25,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import flop_registry
 
 from omnet_sac import Args, ReplayBuffer, UsageError, check_args, check_finite, first_line, make_env
 from paper.baselines import METHODS, make_agent
+from paper.flops import Products, trace
 
 ROUNDS = 9
 REPEATS = 50  # calls per round of `act` and of each matrix product
@@ -74,38 +70,6 @@ class Flags:
     """CSV file to append the results to"""
 
 
-class Products(TorchDispatchMode):
-    """Records the matrix products (and convolutions) that PyTorch computes inside `with`, and their FLOPs.
-
-    The formulas are FlopCounterMode's; it cannot be used itself, as its module hooks fail inside torch.func.grad.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.flop, self.counts, self.calls = 0, Counter(), {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.flop += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-            if func is torch.ops.aten.addmm.default:
-                func, args = torch.ops.aten.mm.default, args[1:]  # adding the bias is not part of the floor
-            key = func, *((x.shape, x.stride()) for x in args if isinstance(x, torch.Tensor))
-            self.counts[key] += 1
-            if key not in self.calls:
-                self.calls[key] = partial(func, *tree_map_only(torch.Tensor, torch.clone, args), **(kwargs or {}))
-        return out
-
-    def seconds(self, device: str) -> float:
-        """Time of all that was recorded: each different product is timed on its own, with its operands in the cache."""
-        total = 0.0
-        for key, calls in self.calls.items():
-            start = clock(device)
-            calls()
-            total += self.counts[key] * (clock(device) - start) / REPEATS
-        return total
-
-
 def repeated(call: Callable, device: str) -> Callable:
     """`call` done REPEATS times; on a GPU as one CUDA graph, as in compiled training: launches take no time."""
 
@@ -118,7 +82,7 @@ def repeated(call: Callable, device: str) -> Callable:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device), torch.cuda.graph(graph):
         calls()
-    return graph.replay
+    return lambda operands=call: graph.replay()  # the graph alone does not keep them alive
 
 
 def clock(device: str) -> float:
@@ -128,16 +92,19 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def trace(args: Args, make_agent, obs_dim: int, action_dim: int) -> tuple[Products, int]:
-    """The products of the eager update in one whole cycle of critic and actor steps; its number of critic steps."""
-    agent = make_agent(dataclasses.replace(args, compile=False), obs_dim, action_dim)
-    buffer = ReplayBuffer(1, obs_dim, action_dim, args.device, added=1)
-    num_updates = math.lcm(args.replay_ratio, args.policy_delay)
-    with Products() as products:
-        for _ in range(num_updates // args.replay_ratio):
-            agent.update(buffer)
-    products.calls = {key: repeated(call, args.device) for key, call in products.calls.items()}
-    return products, num_updates
+def floor(products: Products, device: str) -> Callable[[], float]:
+    """Times all that was recorded: each different product on its own, with its operands in the cache."""
+    calls = {key: repeated(call, device) for key, call in products.calls.items()}
+
+    def seconds() -> float:
+        total = 0.0
+        for key, count in products.counts.items():
+            start = clock(device)
+            calls[key]()
+            total += count * (clock(device) - start) / REPEATS
+        return total
+
+    return seconds
 
 
 def training(args: Args, agent, env: gym.Env, buffer: ReplayBuffer) -> Iterator[int]:
@@ -223,7 +190,7 @@ def measure(runs: list[tuple[Args, Callable]], threads: int, seconds: float, pee
     torch.set_flush_denormal(True)
     torch.set_float32_matmul_precision(args.matmul_precision)
     torch.manual_seed(args.seed)
-    rows, loops, floors, acts = {}, {}, {}, {}
+    rows, loops, floors, cycles, acts = {}, {}, {}, {}, {}
     with closing(make_env(args)) as env:
         obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     capacity = min(args.buffer_size, args.total_timesteps)
@@ -235,7 +202,7 @@ def measure(runs: list[tuple[Args, Callable]], threads: int, seconds: float, pee
         agent = make(args_, obs_dim, action_dim)
         loops[name] = training(args_, agent, make_env(args_), buffer)
         next(loops[name])
-        floors[name] = lambda products=products, n=num_updates: products.seconds(args.device) / n
+        floors[name], cycles[name] = floor(products, args.device), num_updates
         acts[name] = partial(agent.act, buffer.rows[0, :obs_dim].cpu().numpy(), 0, agent.generator)
         peak_mb = "" if rows else peak_megabytes(args.device)  # of the first alone, before the others are there
         rows[name] = {"compiled": str("critic_step" in vars(agent)), "peak_mb": peak_mb, "ratio": args_.replay_ratio}
@@ -249,7 +216,7 @@ def measure(runs: list[tuple[Args, Callable]], threads: int, seconds: float, pee
         for name, loop in loops.items():
             samples[name]["rate"].append(steps_per_second(loop, seconds / ROUNDS, args.device))
             if name in floors:
-                samples[name]["floor"].append(floors[name]())
+                samples[name]["floor"].append(floors[name]() / cycles[name])
                 samples[name]["act"].append(timeit.timeit(acts[name], number=REPEATS) / REPEATS)
 
     for name, row in rows.items():

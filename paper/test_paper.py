@@ -1,16 +1,22 @@
 """Tests of paper/: the benchmark, the methods, the probes, the sweeps."""
 
+import ast
+import contextlib
 import csv
 import dataclasses
+import functools
 import json
 import os
 import re
 import secrets
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,14 +24,23 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import tyro
 
 import omnet_sac
-from omnet_sac import Args, OMNetSAC, ReplayBuffer, mlp, train
-from paper import baselines, probes, speed
+from omnet_sac import Args, OMNetSAC, ReplayBuffer, UsageError, mlp, train
+from paper import baselines, flops, probes, speed
 from paper.baselines import METHODS, Dropout, EnsembleSAC
+from paper.flops import trace
 from paper.probes import value_bias
-from paper.speed import HEADER, main, measure, trace
+from paper.speed import HEADER, main, measure
 
+try:
+    from paper import compare, experiments, figures, stats, sweep
+except ImportError as error:
+    missing = f"pip install -r paper/requirements.txt: {error}"
+else:
+    missing = ""
+PAPER = pytest.mark.skipif(bool(missing), reason=missing or "all packages are there")
 torch.set_num_threads(1)  # as in a sweep: sums of two threads round differently
 
 
@@ -92,6 +107,27 @@ def test_what_the_user_can_mend_is_one_sentence(capsys):
     with pytest.raises(SystemExit) as exit:
         main(speed.Flags(threads=0))
     assert exit.value.code == 2 and "--threads" in capsys.readouterr().err
+
+
+def test_a_cuda_graph_of_a_product_keeps_its_operands_alive(monkeypatch):
+    """A graph knows addresses, not tensors: what is freed may be overwritten by the next capture."""
+
+    class Graph:
+        def replay(self):
+            replayed.append(self)
+
+    replayed: list[Graph] = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    operand = torch.ones(2, 2)
+    alive = weakref.ref(operand)
+    timed = speed.repeated(functools.partial(torch.mm, operand, operand), "cuda")
+    del operand
+    timed()
+    assert alive() is not None and len(replayed) == 1
+    del timed
+    assert alive() is None
 
 
 # paper/baselines.py
@@ -444,6 +480,7 @@ def test_balanced_masks_share_every_parameter_alike():
 
 
 @pytest.mark.parametrize("method", ["omnet-sac", "sac-20"])
+@PAPER
 def test_probes_leave_training_as_it_is(method, tmp_path, monkeypatch):
     monkeypatch.setattr(probes, "BIAS_STATES", 100)
     plain = {"gamma": 0.5, "replay_ratio": 2, "policy_delay": 2}
@@ -464,7 +501,7 @@ def test_probes_leave_training_as_it_is(method, tmp_path, monkeypatch):
     assert len(starts) == 4 * num_subnets and np.allclose(starts[:, 3:], 0.5)
 
 
-# paper/experiments.py
+# paper/sweep.py
 
 
 def same_run(one: Path, two: Path) -> None:
@@ -476,62 +513,85 @@ def same_run(one: Path, two: Path) -> None:
     torch.testing.assert_close([a["agent"], a["buffer"]], [b["agent"], b["buffer"]], rtol=0, atol=0)
 
 
-def sweep(run_dir: Path) -> list:
-    flags = {"total_timesteps": 420, "replay_ratio": 2, "policy_delay": 2, "checkpoint_interval": 200}
+def run_of(args: Args):
+    """The run that has these arguments."""
+    method = next(name for name, (_, default) in METHODS.items() if default.method == args.method)
+    always = {"env_id", "seed", "run_dir", "total_timesteps", "learning_starts", "eval_interval"}
+    fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(args)}
+    default = vars(METHODS[method][1])
+    return sweep.method_run(method, {k: v for k, v in fields.items() if k in always or v != default[k]})
+
+
+def two_runs(run_dir: Path) -> list:
+    flags = {"total_timesteps": 420, "replay_ratio": 1, "policy_delay": 2, "checkpoint_interval": 200}
     return [small(method, run_dir=run_dir, **flags) for method in ("sac-20", "omnet-sac")]
 
 
-def kill_a_worker_in_the_middle(run_dir: Path, killed: list) -> None:
-    """SIGKILL for the worker of the first run, once it has a checkpoint to go on from."""
-    folder = omnet_sac.run_folder(sweep(run_dir)[0])
-    while not (folder / "checkpoint.pt").exists():
+def workers() -> list[psutil.Process]:
+    processes = psutil.Process().children(recursive=True)
+    return [p for p in processes if "ray::execute" in " ".join([p.name(), *p.cmdline()])]
+
+
+def kill_in_the_middle(run_dir: Path, killed: list) -> None:
+    """SIGKILL for workers, once a run has a checkpoint; then for a run that goes on, and not for its worker."""
+    while not (omnet_sac.run_folder(two_runs(run_dir)[0]) / "checkpoint.pt").exists():
         time.sleep(0.05)
-    for process in psutil.Process().children(recursive=True):
-        if "ray::execute" in process.name() or "ray::execute" in " ".join(process.cmdline()):
-            process.kill()
-            killed.append(process.pid)
+    for worker in workers():
+        runs = worker.children()
+        worker.kill()
+        gone, alive = psutil.wait_procs(runs, timeout=10)
+        killed += [("orphan", p) for p in alive] + [("worker", p) for p in gone]
+    while not (resumed := [p for w in workers() for p in w.children() if "--resume" in p.cmdline()]):
+        time.sleep(0.05)
+    resumed[0].kill()
+    killed.append(("run", resumed[0]))
 
 
 RAY = pytest.mark.xdist_group("ray")
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """One Ray for all sweeps of this file."""
+    with sweep.cluster(None):
+        yield
+
+
 @RAY
-def test_a_sweep_whose_workers_are_killed_is_the_runs_alone(tmp_path):
-    experiments = pytest.importorskip("paper.experiments")
-    for args in sweep(tmp_path / "alone"):
+@PAPER
+def test_a_sweep_whose_processes_are_killed_is_the_runs_alone(tmp_path, cluster):
+    for args in two_runs(tmp_path / "alone"):
         train(args, baselines.make_agent)
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker_in_the_middle, args=(tmp_path / "sweep", killed), daemon=True)
+    killed: list[tuple] = []
+    killer = threading.Thread(target=kill_in_the_middle, args=(tmp_path / "sweep", killed), daemon=True)
     killer.start()
-    bad = dataclasses.replace(sweep(tmp_path / "sweep")[0], seed=3, batch_size=100)  # more than learning_starts
-    flags = experiments.Flags(figures=(), results=tmp_path, num_cpus=0.5)
-    failed = experiments.run_all([bad, *sweep(tmp_path / "sweep")], flags)
+    bad = run_of(dataclasses.replace(two_runs(tmp_path / "sweep")[0], seed=3, batch_size=100))  # above learning_starts
+    failed = sweep.run_all([bad, *map(run_of, two_runs(tmp_path / "sweep"))], sweep.Resources(num_cpus=0.5))
     killer.join(timeout=10)
-    assert (
-        killed and list(failed) == [omnet_sac.run_folder(bad)] and "--batch-size" in failed[omnet_sac.run_folder(bad)]
-    )
-    for one, two in zip(sweep(tmp_path / "alone"), sweep(tmp_path / "sweep")):
+    assert {what for what, _ in killed} == {"worker", "run"}, "a run dies with its worker"
+    assert list(failed) == [bad.name] and failed[bad.name].startswith("--batch-size must")
+    for one, two in zip(two_runs(tmp_path / "alone"), two_runs(tmp_path / "sweep")):
         same_run(omnet_sac.run_folder(one), omnet_sac.run_folder(two))
 
 
 ON_A_CLUSTER = """
 import sys, time, ray
 from pathlib import Path
-from paper.experiments import Flags, is_finished, run_all
-from paper.test_paper import sweep
+from paper.sweep import Resources, plan, run_all
+from paper.test_paper import run_of, two_runs
 results, address = Path(sys.argv[1]), sys.argv[2]
 ray.init(address)
 while len(ray.nodes()) < 2:
     time.sleep(0.2)
 ray.shutdown()
-assert run_all(sweep(results), Flags(figures=(), results=results, ray_address=address)) == {}
-assert all(map(is_finished, sweep(results)))
+runs = [run_of(args) for args in two_runs(results)]
+assert run_all(runs, Resources(ray_address=address)) == {}
+assert plan(runs) == ([], {})
 """
 
 
 @RAY
 def test_a_sweep_on_a_cluster_of_two_nodes(tmp_path):
-    pytest.importorskip("ray")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -554,74 +614,225 @@ def test_a_sweep_on_a_cluster_of_two_nodes(tmp_path):
             node.wait(timeout=60)
 
 
-def test_dry_run_prints_each_missing_run_once_and_what_it_costs(tmp_path, capsys):
-    experiments = pytest.importorskip("paper.experiments")
-    flags = experiments.Flags(("fig9a", "fig9b"), ("Hopper-v4",), seeds=2, total_timesteps=10_000, results=tmp_path)
-    flags = dataclasses.replace(flags, dry_run=True)
-    experiments.main(flags)
-    *commands, summary = capsys.readouterr().out.splitlines()
-    assert len(set(commands)) == len(commands) == 2 * (1 + 4 + 5) and summary.startswith("20 runs to do, 0 finished")
-    assert "python -m paper.baselines omnet-sac --total-timesteps 10000 --num-subnets 8 " in "\n".join(commands)
-    gflop = 20 * 5_000 * 4.692  # of Hopper, 235 MFLOP per update
-    assert float(re.search(r"([\d.]+) PFLOP", summary)[1]) == pytest.approx(gflop / 1e6, abs=0.01)
-    args = experiments.figure_runs(flags)[0]
-    folder = omnet_sac.run_folder(args)
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from paper import sweep
+from paper.test_paper import run_of, small
+with sweep.one_sentence():
+    sweep.run_all([run_of(small("sac", total_timesteps=10**6, run_dir=Path(sys.argv[1])))], sweep.Resources())
+"""
+
+
+@RAY
+@PAPER
+def test_ctrl_c_on_a_sweep_is_one_line_and_its_runs_can_be_resumed(tmp_path):
+    options = {"cwd": Path(__file__).parent.parent, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(tmp_path)], **options)
+    while not list(tmp_path.glob("*/train.csv")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    runs = [p for p in psutil.Process(process.pid).children(recursive=True) if "paper.baselines" in p.cmdline()]
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and err.splitlines()[-1].startswith("stopped: ")
+    assert len(runs) == 1 and not psutil.wait_procs(runs, timeout=10)[1]
+    (folder,) = tmp_path.glob("*/args.json")
+    assert sweep.plan([run_of(small("sac", total_timesteps=10**6, run_dir=tmp_path))])[0], "it is to be gone on with"
+
+
+@PAPER
+def test_flags_are_read_and_written_as_on_the_command_line():
+    words = ["--gamma", "0.9", "--no-compile", "--target-entropy", "-3", "--track", "--sizes", "64", "32"]
+    words += ["--tau=0.1", "--no-op-max", "30"]
+    flags = sweep.flags_of(words)
+    assert flags == {
+        "gamma": "0.9",
+        "compile": False,
+        "target_entropy": "-3",
+        "track": True,
+        "sizes": "64 32",
+        "tau": "0.1",
+        "no_op_max": "30",
+    }
+    assert sweep.words_of(flags) == [*words[:-3], "--tau", "0.1", "--no-op-max", "30"]
+    with pytest.raises(UsageError):
+        sweep.flags_of(["0.9"])
+    given = ["fig2a", "--seeds", "3", "--hidden-dim", "64", "--dry-run", "--", "--gamma", "0.9"]
+    own, training = sweep.split(given, experiments.Flags)
+    assert own == ["fig2a", "--seeds", "3", "--dry-run"] and training == ["--hidden-dim", "64", "--gamma", "0.9"]
+
+
+def write_run(folder: Path, returns: dict[int, list[float]], args: Args | None = None, **files: str) -> None:
+    """A run folder as if made by these arguments, with the evaluations given."""
     folder.mkdir(parents=True)
+    args = args or Args(total_timesteps=max(returns), eval_interval=min(returns))
     (folder / "args.json").write_text(json.dumps(omnet_sac.describe(args)))
-    experiments.main(flags)
-    assert f"omnet-sac --resume {folder}" in capsys.readouterr().out
-    (folder / "eval.csv").write_text("step,episode,subnet,return,length,seconds\n10000,0,0,1.0,10,1.0\n")
-    experiments.main(flags)
-    assert capsys.readouterr().out.splitlines()[-1].startswith("19 runs to do, 1 finished")
-    with pytest.raises(SystemExit) as exit:
-        experiments.main(dataclasses.replace(flags, total_timesteps=20_000))
-    assert exit.value.code == 2 and "of 10000 steps, not of 20000" in capsys.readouterr().err
-
-
-def test_every_figure_can_be_asked_for(tmp_path):
-    experiments = pytest.importorskip("paper.experiments")
-    names = ["fig2a", "fig2b", "fig3", "fig4", "fig5-7", "fig8", "fig9a", "fig9b", "fig10", "fig11"]
-    names += ["bias-all-tasks", "noise-all-tasks"]
-    assert list(experiments.FIGURES) == names
-    for name in names:
-        runs = experiments.figure_runs(experiments.Flags((name,), results=tmp_path))
-        assert len(runs) == 10 * len(experiments.FIGURES[name].env_ids) * len(experiments.FIGURES[name].variants)
-        for args in runs:
-            omnet_sac.check_args(args)
-
-
-# paper/figures.py
-
-
-def write_run(folder: Path, returns: dict[int, list[float]], **files: str) -> None:
-    folder.mkdir(parents=True)
     rows = [f"{step},{k},0,{value},10,1.0\n" for step, values in returns.items() for k, value in enumerate(values)]
     (folder / "eval.csv").write_text("step,episode,subnet,return,length,seconds\n" + "".join(rows))
     for name, text in files.items():
         (folder / f"{name}.csv").write_text(text)
 
 
+def write_method_run(results: Path, method: str, returns: dict[int, list[float]], folder: str = "", **flags) -> Path:
+    """A finished run of a method in `<results>/<folder>`, by default the method's own."""
+    args = dataclasses.replace(METHODS[method][1], run_dir=results / (folder or METHODS[method][1].method), **flags)
+    args = dataclasses.replace(args, total_timesteps=max(returns), eval_interval=min(returns))
+    write_run(omnet_sac.run_folder(args), returns, args)
+    return omnet_sac.run_folder(args)
+
+
+@PAPER
+def test_a_run_with_other_flags_is_never_taken_for_the_one_asked_for(tmp_path):
+    asked = run_of(small("sac", run_dir=tmp_path / "sac", total_timesteps=100))
+    assert sweep.plan([asked]) == ([asked], {}) and sweep.beside(asked) == asked
+    folder = tmp_path / "sac" / "Pendulum-v1__sac__1"
+    write_run(folder, {50: [1.0], 100: [2.0]}, small("sac", total_timesteps=100, run_dir=tmp_path / "elsewhere"))
+    assert sweep.plan([asked]) == ([], {}), "finished"
+    longer = run_of(small("sac", run_dir=tmp_path / "sac", total_timesteps=200))
+    assert "total_timesteps = 100, not 200" in sweep.plan([longer])[1][longer.name]
+    assert sweep.beside(longer).flags["run_dir"] == tmp_path / "sac__total_timesteps_200"
+    assert sweep.plan([run_of(small("sac", run_dir=tmp_path / "sac", total_timesteps=50))]) == ([], {}), "its steps are"
+    other = run_of(small("sac", run_dir=tmp_path / "sac", total_timesteps=100, gamma=0.5))
+    assert sweep.beside(other).flags["run_dir"] == tmp_path / "sac__gamma_0.5"
+    unfinished = folder / "eval.csv"
+    unfinished.write_text(unfinished.read_text().replace("100,0,0,2.0,10,1.0\n", "100,0,0"))
+    assert sweep.plan([asked]) == ([asked], {}) and asked.command().endswith(f"sac --resume {folder}")
+
+
+@PAPER
+def test_what_is_broken_costs_one_run_alone(tmp_path, capsys):
+    runs = [run_of(small("sac", run_dir=tmp_path / "sac", seed=seed)) for seed in (1, 2, 3)]
+    for seed, name, text in ((1, "args.json", "{"), (2, "eval.csv", "step,return\n50,1\njunk\n100,2\n")):
+        folder = tmp_path / "sac" / f"Pendulum-v1__sac__{seed}"
+        write_run(folder, {50: [1.0], 100: [2.0]}, small("sac", seed=seed))
+        (folder / name).write_text(text)
+    missing, refused = sweep.plan(runs)
+    assert missing == runs[2:] and list(refused) == [run.name for run in runs[:2]]
+    assert "args.json" in refused[runs[0].name] and "eval.csv" in refused[runs[1].name]
+    assert sweep.finished_runs(tmp_path, "sac", "Pendulum-v1", {"batch_size": 16}) == []
+    assert capsys.readouterr().err.count("left out: ") == 2
+
+
+@PAPER
+def test_a_run_begun_on_a_cpu_is_not_put_on_a_gpu_without_a_word(tmp_path, capsys):
+    write_run(tmp_path / "sac" / "Pendulum-v1__sac__1", {50: [1.0]}, small("sac"))
+    run = run_of(small("sac", run_dir=tmp_path / "sac", device="cuda"))
+    assert sweep.plan([run])[0] == [run] and "was begun on cpu and goes on there" in capsys.readouterr().err
+    assert "--device" not in run.words
+
+
+@PAPER
+def test_curves_are_of_runs_of_one_size_with_the_most_seeds_then_the_longest(tmp_path):
+    def write(seed, steps, folder="omnet_sac", **flags):
+        returns = {step: [0.0] for step in range(10, steps + 1, 10)}
+        return write_method_run(tmp_path, "omnet-sac", returns, folder, seed=seed, **flags)
+
+    short = [write(seed, 20) for seed in (1, 2, 3)]
+    assert sweep.finished_runs(tmp_path, "omnet-sac", "Hopper-v4", {}) == short
+    longer = [write(seed, 40, "omnet_sac__total_timesteps_40") for seed in (1, 2)]
+    assert sweep.finished_runs(tmp_path, "omnet-sac", "Hopper-v4", {}) == [*longer, short[2]], "cut to 20 steps"
+    longer.append(write(3, 40, "omnet_sac__total_timesteps_40"))
+    assert sweep.finished_runs(tmp_path, "omnet-sac", "Hopper-v4", {}) == longer
+    wide = [write(seed, 40, "omnet_sac__hidden_dim_64", hidden_dim=64) for seed in (1, 2)]
+    sparse = write(1, 40, "omnet_sac__sparsity_0.2", sparsity=0.2)
+    assert sweep.finished_runs(tmp_path, "omnet-sac", "Hopper-v4", {}) == longer
+    assert sweep.finished_runs(tmp_path, "omnet-sac", "Hopper-v4", {"hidden_dim": 64}) == wide
+    assert sweep.finished_runs(tmp_path, "omnet-sac", "Hopper-v4", {"sparsity": 0.2}) == [sparse]
+    assert sweep.finished_runs(tmp_path, "redq", "Hopper-v4", {}) == []
+
+
+# paper/experiments.py
+
+
+@PAPER
+def test_dry_run_prints_each_missing_run_once_and_what_it_costs(tmp_path, capsys):
+    flags = experiments.Flags(figures=("fig9a", "fig9b"), env_ids=("Hopper-v4",), seeds=2, results=tmp_path)
+    flags, words = dataclasses.replace(flags, dry_run=True), ["--total-timesteps", "10000"]
+
+    def printed(words) -> list[str]:
+        with pytest.raises(SystemExit) as exit:
+            experiments.main(flags, words)
+        assert not exit.value.code
+        return capsys.readouterr().out.splitlines()
+
+    *commands, summary = printed(words)
+    assert len(set(commands)) == len(commands) == 2 * (2 + 4 + 5) and summary.startswith("22 runs to do, 0 finished")
+    (command,) = (c for c in commands if "--num-subnets 8 " in c and "--seed 2 " in c)
+    assert command.startswith("python -m paper.baselines omnet-sac ") and "--total-timesteps 10000 " in command
+    gflop = 22 * 5_000 * 4.692  # of Hopper, 235 MFLOP per update
+    assert float(re.search(r"([\d.]+) PFLOP", summary)[1]) == pytest.approx(gflop / 1e6, abs=0.015)
+    run = experiments.figure_runs(flags, words)[0]
+    args = dataclasses.replace(METHODS["omnet-sac"][1], **run.flags)
+    write_run(omnet_sac.run_folder(args), {5_000: [1.0]}, args)
+    assert f"omnet-sac --resume {run.folder}" in "\n".join(printed(words))
+    with (run.folder / "eval.csv").open("a") as file:
+        file.write("10000,0,0,1.0,10,1.0\n")
+    assert printed(words)[-1].startswith("21 runs to do, 1 finished")
+    *commands, summary = printed(["--total-timesteps", "20000", "--hidden-dim", "64"])
+    assert summary.startswith("22 runs to do, 0 finished") and all("--hidden-dim 64 " in c for c in commands)
+    assert f"{tmp_path}/omnet_sac__hidden_dim_64__total_timesteps_20000" in commands[0], "beside the other one"
+
+
+@PAPER
+def test_every_figure_can_be_asked_for_and_in_a_fresh_clone(capsys):
+    names = ["fig2a", "fig2b", "fig3", "fig4", "fig5-7", "fig8", "fig9a", "fig9b", "fig10", "fig11"]
+    names += ["bias-all-tasks", "noise-all-tasks", "masks", "controls", "diversity"]
+    assert list(experiments.FIGURES) == names and set(experiments.NAMES) == {*names, "fig5", "fig6", "fig7"}
+    for protocol in sweep.PROTOCOLS:
+        for name in experiments.NAMES:
+            figure = experiments.FIGURES[experiments.NAMES[name]]
+            runs = experiments.figure_runs(experiments.Flags(figures=(name,), protocol=protocol, seeds=2))
+            assert len(runs) == 2 * len(getattr(figure, protocol)) * len(figure.variants)
+            assert sweep.plan(runs)[1] == {}, "no run there is in the way"
+            assert len({run.name for run in runs}) == len(runs)
+    with pytest.raises(SystemExit) as exit:
+        experiments.main(experiments.Flags())
+    assert exit.value.code == 2 and "--protocol" in capsys.readouterr().out
+
+
+@PAPER
+def test_results_lie_where_they_are_looked_for(tmp_path):
+    def run_dirs(*words, **flags):
+        given = experiments.Flags(results=tmp_path, seeds=1, **flags)
+        return {str(run.flags["run_dir"].relative_to(tmp_path)) for run in experiments.figure_runs(given, words)}
+
+    assert "redq" in run_dirs(figures=("fig2a",))
+    small = {"figures": ("controls", "masks"), "protocol": "small", "env_ids": ("Pendulum-v1",)}
+    assert {"small/omnet_sac", "small/omnet_sac__num_subnets_1", "small/droq__dropout_0.0"} < run_dirs(**small)
+    assert {"small/omnet_sac__dense_in_critic__mask_input_False", "small/omnet_sac__balanced_masks_True"} < run_dirs(
+        **small
+    )
+    assert "width_256/omnet_sac__policy_delay_4" in run_dirs("--hidden-dim", "256", **small)
+    resets = run_dirs(figures=("fig2b",), protocol="small", env_ids=("InvertedDoublePendulum-v4",))
+    assert "small/sr_sin_sac__reset_interval_2000" in resets
+
+
+# paper/stats.py and paper/figures.py
+
+
+@PAPER
 def test_score_is_the_mean_over_the_last_sixth(tmp_path):
     write_run(tmp_path / "run", {step: [step, step + 2] for step in range(5_000, 300_001, 5_000)})
-    figures = pytest.importorskip("paper.figures")
     assert figures.score(tmp_path / "run") == np.mean(range(255_000, 300_001, 5_000)) + 1
 
 
+@PAPER
 def test_published_curves_are_scored_over_the_same_steps(tmp_path):
-    figures = pytest.importorskip("paper.figures")
     folder = tmp_path / "omnet_sac" / "Hopper-v4__omnet_sac__1"
     write_run(folder, {step: [step / 10] for step in range(5_000, 40_001, 5_000)})
-    write_run(folder.with_name("Ant-v4__omnet_sac__1"), {step: [0] for step in range(5_000, 20_001, 5_000)})
-    table = figures.draw_curves("fig2a", tmp_path).splitlines()
-    assert table[2] == "| Hopper-v4 | OMNet | 1 | 40,000 | 3750 | 3750 |"
+    ant = {step: [0] for step in range(5_000, 20_001, 5_000)}
+    write_run(folder.with_name("Ant-v4__omnet_sac__1"), ant, Args(env_id="Ant-v4", total_timesteps=20_000))
+    table = figures.draw_curves(figures.Results("fig2a", figures.Flags(results=tmp_path), [])).splitlines()
+    assert table[2] == "| Hopper-v4 | OMNet | 1 | 40,000 | 3750 | 3750 | 2250 |  |"
     means = [1847.8 + (2484.7 - 1847.8) * (step - 33_332) / (49_998 - 33_332) for step in (35_000, 40_000)]
-    assert f"| Hopper-v4 | REDQ-20, published | 10 | 40,000 | {np.mean(means):.0f} |  |" in table
+    assert f"| Hopper-v4 | REDQ-20, published | 10 | 40,000 | {np.mean(means):.0f} |  |  |  |" in table
     assert sum("published" in line and "| Hopper-v4 | " in line for line in table) == 2
     assert sum("published" in line and "| Ant-v4 | " in line and "| 20,000 |" in line for line in table) == 2
 
 
+@PAPER
 def test_interquartile_mean_and_stratified_bootstrap():
-    figures = pytest.importorskip("paper.figures")
     assert figures.iqm(np.array([0, 1, 2, 100.0])) == 1.5
     values = np.random.default_rng(0).normal(size=41)
     assert figures.iqm(values) == pytest.approx(np.mean(np.repeat(np.sort(values), 4)[41:123]))
@@ -632,8 +843,8 @@ def test_interquartile_mean_and_stratified_bootstrap():
     assert figures.interval([1.0], digits=1) == "1.0" and figures.interval([2.0, 2.0]) == "2 [2, 2]"
 
 
+@PAPER
 def test_numbers_of_the_maze(tmp_path):
-    figures = pytest.importorskip("paper.figures")
     returns = {200 * k: [0, 0, 100, 100, 100] if k == 3 else [100.0 * (k == 1 or k > 4)] * 5 for k in range(1, 11)}
     visits = "step,obs_0,obs_1\n1,0.01,0.01\n2,0.02,0.02\n3,0.99,0.99\n4,0.5,0.66666657\n5,0.5,0.66666677\n"
     train = "step,subnet,return,length\n950,1,100.0,40\n1000,0,0.0,50\n1030,2,100.0,30\n1070,2,100.0,40\n"
@@ -649,8 +860,9 @@ def test_numbers_of_the_maze(tmp_path):
     assert figures.divergence([still, moving, moving], length=3) == pytest.approx(2 / 3 * 0.5 * 2 / 3)
 
 
-def test_every_figure_is_drawn_from_raw_files(tmp_path, capsys):
-    figures = pytest.importorskip("paper.figures")
+@PAPER
+def test_every_figure_is_drawn_from_raw_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stats, "DRAWS", 20)
     rng = np.random.default_rng(0)
     xy = [f"{x:.3f},{y:.3f}\n" for x, y in rng.uniform(size=(1000, 2))]
     visits = "step,obs_0,obs_1\n" + "".join(f"{1001 + k},{text}" for k, text in enumerate(xy))
@@ -660,24 +872,258 @@ def test_every_figure_is_drawn_from_raw_files(tmp_path, capsys):
         for i in range(5)
         for t in (0, 1)
     ]
-    bias = "step,normalised_mean\n5000,0.5\n10000,0.7\n"
+    columns = ("normalised_mean", *probes.BIAS_COLUMNS.split(",")[-4:])
+    bias = f"step,{','.join(columns)}\n5000,0.5,1,2,3,4\n10000,0.7,1,2,,4\n"
     files = {"visits": visits, "trajectories": "step,subnet,t,obs_0,obs_1\n" + "".join(paths), "bias": bias}
     files["train"] = "step,subnet,return,length\n1050,0,0.0,50\n1090,0,100.0,40\n"
+    flags = {"total_timesteps": 12_000, "eval_interval": 1_000}
+    returns = {step: [float(step)] for step in range(1000, 12_001, 1000)}
     for figure in figures.FIGURES.values():
-        for variant in figure.variants.values():
-            for env_id in figure.env_ids[:1]:
-                for seed in (1, 2):
-                    folder = tmp_path / variant.name / f"{env_id.replace(':', '-')}__x__{seed}"
-                    if not folder.exists():
-                        write_run(folder, {s: [float(s)] for s in range(1000, 12_001, 1000)}, **files)
+        for variant in (figure.variants | figure.also).values():
+            for seed in (1, 2):
+                args = dataclasses.replace(METHODS[variant.method][1], **flags | variant.flags, seed=seed)
+                args = dataclasses.replace(args, env_id=figure.paper[0], run_dir=tmp_path / variant.name)
+                if not omnet_sac.run_folder(args).exists():
+                    write_run(omnet_sac.run_folder(args), returns, args, **files)
     for name in figures.FIGURES:
         figures.main(figures.Flags((name,), results=tmp_path))
         table = (tmp_path / "figures" / f"{name}.md").read_text()
         assert table.startswith("| ") and table in capsys.readouterr().out
-        for title in figures.FIGURES[name].variants:
+        for title in figures.FIGURES[name].variants | figures.FIGURES[name].also:
             assert title in table
     drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert drawn == set(figures.FIGURES) - {"fig5-7"} | {"fig5", "fig6", "fig7"}
     with pytest.raises(SystemExit):
         figures.main(figures.Flags(("fig4",), results=tmp_path / "nothing"))
-    assert "python -m paper.experiments fig4" in capsys.readouterr().err
+    assert "python -m paper.experiments fig4 --protocol small" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit:
+        figures.main(figures.Flags())
+    assert exit.value.code == 2
+
+
+@PAPER
+def test_a_miniature_is_drawn_from_its_own_folder_with_any_environment(tmp_path, capsys):
+    def write(method, scale, env_id="Pendulum-v1", **flags):
+        for seed in (1, 2, 3):
+            returns = {step: [scale * step + seed] for step in (10, 20)}
+            write_method_run(tmp_path / "small", method, returns, env_id=env_id, seed=seed, hidden_dim=64, **flags)
+
+    for method, scale in (("sac", 1), ("omnet-sac", 2), ("redq", 3)):
+        write(method, scale)
+    write("omnet-sac", 2, env_id="maze_env:Maze-v0")
+    figures.main(figures.Flags(("fig3", "fig2a"), protocol="small", results=tmp_path))
+    assert {path.name for path in (tmp_path / "small" / "figures").iterdir()} >= {"fig3.png", "fig3.md", "fig2a.png"}
+    efficiency, returns = capsys.readouterr().out.split("fig2a")
+    normalised = dict(re.findall(r"Pendulum-v1 \| (\S+) \| 3 \|.*\| (\S+) \[.*?\] \|", efficiency))
+    assert "Maze" not in returns and "Hopper" not in returns
+    rows = {line.split(" | ")[1]: line.split(" | ") for line in efficiency.splitlines() if "| Pendulum" in line}
+    assert [rows[title][5].split()[0] for title in ("SAC", "OMNet", "REDQ")] == ["0.00", "0.50", "1.00"], normalised
+    assert float(rows["REDQ"][3]) == 1 and float(rows["OMNet"][3]) < 0.3
+    assert "| Pendulum-v1 | REDQ | 3 | 20 | 62 [61, 63] | 62 [61, 63] | 47 [46, 48] | 1.00 [1.00, 1.00] |" in returns
+
+
+def test_flops_are_those_of_the_variant():
+    def gflop(**flags):
+        return flops.gflop_per_step("omnet-sac", "Pendulum-v1", hidden_dim=16, batch_size=16, **flags)
+
+    for flags in ({}, {"num_subnets": 1, "sparsity": 0.0}, {"policy_delay": 4}):
+        size = 3, 1, 16, flags.get("num_subnets", 5), 16, flags.get("policy_delay", 20)
+        assert gflop(**flags) == pytest.approx(20 * hand_counted_flop(*size) / 1e9)
+
+
+def test_flops_of_a_script_are_those_of_its_agent():
+    script = str(Path(omnet_sac.__file__))
+    words = ["--env-id", "Pendulum-v1", "--hidden-dim", "16", "--replay-ratio", "2", "--policy-delay", "6"]
+    expected = flops.gflop_per_step("omnet-sac", "Pendulum-v1", hidden_dim=16, replay_ratio=2, policy_delay=6)
+    counted = flops.script_gflop_per_step(script, *words, "--learning-starts", "300")
+    assert counted == pytest.approx(expected, rel=5e-3), "with the products of acting"
+    with pytest.raises(UsageError, match="--gamma"):
+        flops.script_gflop_per_step(script, *words, "--gamma", "3")
+
+
+def test_reasons_are_the_last_error_or_the_last_words():
+    assert flops.reason("error: first\nerror: last\n12%|█ | 3/4\n") == "last"
+    assert flops.reason("Traceback\n  at\nKeyError: 'x'\n\n") == "KeyError: 'x'"
+    assert flops.reason("╭─╮\n│ Unrecognized options: --foo │\n╰─╯\n") == "Unrecognized options: --foo"
+    assert flops.reason("") == "it does not say why"
+
+
+@PAPER
+def test_probability_of_improvement_is_that_of_all_pairs_and_of_scipy():
+    from scipy.stats import mannwhitneyu
+
+    xs, ys = [np.array([1.0, 2, 3]), np.array([5.0])], [np.array([2.0, 2.5]), np.array([5.0, 4])]
+    assert stats.improvement(xs, ys) == ((0 + 0 + 0.5 + 0 + 1 + 1) / 6 + (0.5 + 1) / 2) / 2
+    x, y = np.random.default_rng(0).integers(9, size=(2, 20))
+    assert stats.improvement([x], [y]) == pytest.approx(mannwhitneyu(x, y).statistic / 400)
+    assert stats.improvement_interval([np.arange(5.0)], [np.arange(5.0) - 9]) == (1, 1)
+    low, high = stats.improvement_interval([x], [y])
+    assert low < stats.improvement([x], [y]) < high
+
+
+@PAPER
+def test_verdicts_and_the_seeds_that_they_take():
+    assert stats.least_p([np.zeros(4)], [np.zeros(4)]) == 2 / 70
+    assert stats.least_p([np.zeros(2)] * 2, [np.zeros(2)] * 2) == 2 / 36
+    assert stats.seeds_to_decide(1.0, 1) == 6 and stats.seeds_to_decide(0.75, 1) == 21  # 7.849 / 6 / 0.25, / 0.0625
+    assert stats.seeds_to_decide(0.25, 2) == 11 and stats.seeds_to_decide(0.5, 1) == np.inf
+    ten = [np.arange(10.0)]
+    assert stats.verdict([ten[0] + 20], ten) == "better" and stats.verdict(ten, [ten[0] + 20]) == "worse"
+    assert stats.verdict(ten, ten).startswith("undecided: at the effect seen, which is next to none")
+    assert stats.verdict([np.array([3.0, 4])], [np.array([1.0, 2])]) == (
+        "undecided: about 4 more seeds per task would decide at the effect seen"
+    )
+
+
+@PAPER
+def test_areas_and_the_scale_of_scores(tmp_path):
+    assert stats.area(np.array([[1.0, 2, 6], [0, 0, 3]])).tolist() == [3, 1]
+    scaled = stats.normalised(np.array([4.0, 10]), zero=np.array([3.0, 5]), one=np.array([8.0, 8]))
+    assert scaled.tolist() == [0, 1.5]
+    (tmp_path / "eval.csv").write_text("step,return\n1,x\n")
+    with pytest.raises(UsageError, match="eval.csv is not a table of numbers"):
+        stats.curve(tmp_path)
+
+
+# paper/compare.py
+
+SCRIPT = """
+import argparse, json, sys
+from pathlib import Path
+parser = argparse.ArgumentParser()
+for name in "env-id seed total-timesteps learning-starts eval-interval eval-episodes hidden-dim run-dir".split():
+    parser.add_argument(f"--{name}")
+parser.add_argument("--gain", default="0")
+args = parser.parse_args()
+BREAK
+folder = Path(args.run_dir) / f"{args.env_id}__script__{args.seed}"
+folder.mkdir(parents=True)
+(folder / "args.json").write_text(json.dumps({"args": vars(args)}))
+rows = [f"{step},0,0,{GAIN + float(args.gain) + int(args.seed)},1,1.0\\n" for step in (10, 20)]
+(folder / "eval.csv").write_text("step,episode,subnet,return,length,seconds\\n" + "".join(rows))
+"""
+
+
+TWENTY_STEPS = "--total-timesteps", "20", "--eval-interval", "10"
+
+
+def compared(*contenders: str, results: Path, words=TWENTY_STEPS, **flags) -> int:
+    """Exit code of paper.compare on Pendulum-v1, or on the task given."""
+    flags = {"env_ids": ("Pendulum-v1",), "num_cpus": 0.5} | flags
+    with pytest.raises(SystemExit) as exit:
+        compare.main(
+            compare.Flags(contenders=contenders, results=results, reference=results / "none", **flags), list(words)
+        )
+    return int(exit.value.code or 0)
+
+
+@RAY
+@PAPER
+def test_contenders_run_as_processes_and_do_not_mix(tmp_path, monkeypatch, capsys, cluster):
+    """Two with one name, one that crashes; then one that changes."""
+    monkeypatch.setattr(compare, "gflop", lambda run: 1.0)
+    monkeypatch.chdir(tmp_path)
+    for folder, gain in ((".", 0), ("one", 10), ("two", -10)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        script = SCRIPT.replace("BREAK", "").replace("GAIN", str(gain))
+        (tmp_path / folder / ("omnet_sac.py" if folder == "." else "idea.py")).write_text(script)
+    (tmp_path / "broken.py").write_text(SCRIPT.replace("BREAK", "sys.exit('error: it is broken')"))
+    results, flags = tmp_path / "runs", {"seeds": 3, "env_ids": ("Pendulum-v1", "Reach-v0")}
+    texts = "one/idea.py", "two/idea.py", "one/idea.py --gain 5", "broken.py"
+    assert compared(*texts, results=results, **flags) == 1
+    out, err = capsys.readouterr()
+    assert err.count("it is broken") >= 6 and "broken.py: no run has finished" in out
+    assert "**one/idea.py against omnet_sac.py: better; probability of improvement 1.00 [1.00, 1.00], 3 seeds" in out
+    assert "**two/idea.py against omnet_sac.py: worse; " in out and "these are left out of the score" in out
+    assert "| one/idea.py --gain 5 | 3 | 17 [16, 18] | 17 [16, 18] | 1.00 [1.00, 1.00] | 1.00 | 1.00 |" in out
+    folders = {path.name.split("-")[0] for path in results.iterdir() if path.is_dir()}
+    assert folders == {"omnet_sac", "idea", "broken"} and len(list(results.glob("idea-*"))) == 3
+    assert (results / "compare.md").read_text() in out and (results / "compare.png").stat().st_size > 10_000
+    (tmp_path / "one" / "idea.py").write_text(SCRIPT.replace("BREAK", "").replace("GAIN", "-50"))
+    assert compared("one/idea.py", results=results, **flags) == 0
+    assert "**one/idea.py against omnet_sac.py: worse; " in capsys.readouterr().out, "not the runs of what it was"
+
+
+@PAPER
+def test_a_worse_fork_is_called_worse_and_a_copy_undecided(tmp_path, monkeypatch, capsys):
+    """Real runs of omnet_sac.py on a toy task, made in this process where paper.compare looks for them."""
+    shutil.copy(omnet_sac.__file__, tmp_path / "copy.py")
+    texts = "omnet_sac.py", f"{tmp_path}/copy.py", "omnet_sac.py --learning-rate 1e-9"
+    words = ["--total-timesteps", "300", "--learning-starts", "64", "--eval-interval", "50", "--hidden-dim", "32"]
+    words += ["--batch-size", "64", "--replay-ratio", "1", "--policy-delay", "1", "--learning-rate", "3e-3"]
+    flags = compare.Flags(contenders=texts, env_ids=("Reach-v0",), seeds=4, results=tmp_path)
+    asked = compare.contender_runs(flags, compare.contenders(texts), words)
+    for text in ("omnet_sac.py", "omnet_sac.py --learning-rate 1e-9"):
+        for run in asked[text]["Reach-v0"]:
+            args = tyro.cli(Args, args=sweep.words_of(run.flags))
+            train(dataclasses.replace(args, compile=False))
+    for run, same in zip(asked[texts[1]]["Reach-v0"], asked[texts[0]]["Reach-v0"]):
+        shutil.copytree(same.folder, Path(run.flags["run_dir"]) / same.folder.name)
+    monkeypatch.setattr(compare, "gflop", lambda run: 1.0)
+    assert compared(*texts, results=tmp_path, words=words, env_ids=("Reach-v0",), seeds=4) == 0
+    out = capsys.readouterr().out
+    assert "**omnet_sac.py --learning-rate 1e-9 against omnet_sac.py: worse; " in out
+    (low, high) = re.search(r"copy.py against omnet_sac.py: undecided: .*? 0.50 \[(\S+), (\S+)\]", out).groups()
+    assert float(low) < 0.5 < float(high)
+
+
+@PAPER
+def test_the_scale_of_a_comparison_is_the_repositorys_own_sac_and_redq(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "gflop", lambda run: 1.0)
+    texts, words = ("omnet_sac.py", "sin-sac"), (*TWENTY_STEPS, "--batch-size", "16", "--learning-starts", "16")
+    size = {"env_id": "Pendulum-v1", "hidden_dim": 64, "learning_starts": 16}
+    flags = compare.Flags(
+        contenders=texts, env_ids=("Pendulum-v1",), seeds=2, results=tmp_path, reference=tmp_path / "paper"
+    )
+    for method, value in (("sac", 100.0), ("redq", 200.0)):
+        write_method_run(tmp_path / "paper" / "small", method, {10: [value], 20: [value], 30: [1e9]}, **size)
+    asked = compare.contender_runs(flags, compare.contenders(texts), list(words))
+    for by_task, value in zip(asked.values(), (150, 250)):
+        for run in by_task["Pendulum-v1"]:
+            name = METHODS[run.method][1].method if run.method else "omnet_sac"
+            folder = f"Pendulum-v1__{name}__{run.flags['seed']}"
+            args = dataclasses.replace(METHODS[run.method or "sin-sac"][1], **(run.flags if run.method else {}))
+            write_run(Path(run.flags["run_dir"]) / folder, {10: [value], 20: [value]}, args)
+    before = {path: path.read_bytes() for path in (tmp_path / "paper").rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as exit:
+        compare.main(flags, list(words))
+    out = capsys.readouterr().out
+    assert not exit.value.code and "| omnet_sac.py | 0.50 [0.50, 0.50] |  | 1.00 | 1.00 |" in out
+    assert "| sin-sac | 1.50 [1.50, 1.50] | 1.00 [1.00, 1.00] |" in out and "| REDQ, reference | 1 | 200 | 200 |" in out
+    assert before == {path: path.read_bytes() for path in (tmp_path / "paper").rglob("*") if path.is_file()}
+
+
+@PAPER
+def test_what_compare_cannot_do_is_one_sentence(tmp_path, capsys):
+    for texts, told in (
+        (("nothing.py",), "neither a script"),
+        (("redq --seed 3",), "--seed"),
+        (("redq 3",), "3 is neither a flag"),
+        (("omnet_sac.py",), "nothing to compare"),
+        (("redq --total-timesteps 500",), "--total-timesteps must exceed"),
+    ):
+        assert compared(*texts, results=tmp_path, words=()) == 2
+        assert told in capsys.readouterr().err.splitlines()[-1]
+    assert compared("redq", results=tmp_path, words=("--eval-interval", "many")) == 2
+    assert compared("redq", results=tmp_path, env_ids=("Nothing-v9",)) == 2
+    with pytest.raises(SystemExit) as exit:
+        compare.main(compare.Flags())
+    assert exit.value.code == 2 and "contenders" in capsys.readouterr().out
+
+
+HOUSE = [["omnet_sac"], ["probes"], ["baselines"], ["flops"], ["speed", "sweep", "stats"], ["experiments"], ["figures"]]
+
+
+def test_no_room_imports_upward_and_none_in_a_circle():
+    level = {name: k for k, names in enumerate(HOUSE) for name in names}
+    below = {name: {other for other in level if level[other] < level[name]} for name in level}
+    below["compare"] = {"omnet_sac", "baselines", "flops", "sweep", "stats"}
+    root = Path(omnet_sac.__file__).parent
+    for name in (path.stem for path in (root / "paper").glob("*.py") if path.stem != "test_paper"):
+        tree = ast.parse((root / "paper" / f"{name}.py").read_text())
+        nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import)]
+        modules = {getattr(node, "module", None) or alias.name for node in nodes for alias in node.names}
+        ours = {module.removeprefix("paper.") for module in modules if module.split(".")[0] in ("paper", "omnet_sac")}
+        assert ours <= below[name], name
+    tree = ast.parse((root / "omnet_sac.py").read_text())
+    assert not any("paper" in (getattr(node, "module", "") or "") for node in ast.walk(tree))
