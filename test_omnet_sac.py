@@ -1307,6 +1307,12 @@ def test_flags_that_do_not_parse(flags, capsys):
     assert stop.value.code == 2 and flags[0] in capsys.readouterr().err
 
 
+def test_whole_numbers_may_be_written_with_an_exponent(monkeypatch):
+    words = "--total-timesteps 1e5 --learning-rate 1e-3 --gamma 1e0 --seed 3"
+    monkeypatch.setattr(sys, "argv", ["omnet_sac.py", *words.split()])
+    assert omnet_sac.parse(Args) == Args(total_timesteps=100_000, learning_rate=1e-3, gamma=1.0, seed=3)
+
+
 def failing(**flags) -> Args:
     """Checkpoints at every second or third episode, and few updates."""
     return small(total_timesteps=100, learning_starts=80, replay_ratio=1, checkpoint_interval=20, **flags)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import tyro
 
-from omnet_sac import Args, ReplayBuffer, UsageError, check_args, check_finite, first_line, make_env
+from omnet_sac import Args, ReplayBuffer, UsageError, check_args, compile_steps, first_line, interact, make_env
 from paper.baselines import METHODS, make_agent
 from paper.flops import Products, trace
 
@@ -108,20 +108,9 @@ def floor(products: Products, device: str) -> Callable[[], float]:
 
 
 def training(args: Args, agent, env: gym.Env, buffer: ReplayBuffer) -> Iterator[int]:
-    """The loop of omnet_sac.train without evaluations, logs and checkpoints; yields 1 per environment step."""
-    rng = np.random.default_rng(args.seed)
-    while True:
-        subnet = int(rng.integers(agent.num_actor_subnets))
-        obs, _ = env.reset(seed=int(rng.integers(2**31)))
-        done = False
-        while not done:
-            action = agent.act(obs, subnet, agent.generator)
-            next_obs, reward, terminated, truncated, _ = env.step(action)
-            check_finite(buffer.added, observation=next_obs, reward=reward)
-            buffer.add(obs, action, float(reward), next_obs, terminated)
-            obs, done = next_obs, terminated or truncated
-            check_finite(buffer.added, **agent.update(buffer))
-            yield 1
+    """The loop of a run without evaluations, logs and checkpoints; yields 1 per environment step."""
+    for _ in interact(args, agent, env, buffer, np.random.default_rng(args.seed), step=args.learning_starts):
+        yield 1
 
 
 def sac_training(module: str, net: dict, args: Args, buffer: ReplayBuffer) -> Iterator[int]:
@@ -134,7 +123,7 @@ def sac_training(module: str, net: dict, args: Args, buffer: ReplayBuffer) -> It
     model = sac("MlpPolicy", make_env(args), buffer_size=len(buffer), **flags)
     model.set_logger(logger.Logger(None, []))  # else each `learn` sets up a new one
     (obs_dim,), (action_dim,) = model.observation_space.shape, model.action_space.shape
-    columns = buffer.rows.cpu().split([obs_dim, action_dim, 1, obs_dim, 1], dim=1)
+    columns = buffer.rows.cpu().split([obs_dim, action_dim, 1, obs_dim, 1, 1], dim=1)
     for name, column in zip(("observations", "actions", "rewards", "next_observations", "dones"), columns):
         rows = getattr(model.replay_buffer, name)
         rows[:] = column.reshape(rows.shape)
@@ -195,11 +184,13 @@ def measure(runs: list[tuple[Args, Callable]], threads: int, seconds: float, pee
         obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     capacity = min(args.buffer_size, args.total_timesteps)
     buffer = ReplayBuffer(capacity, obs_dim, action_dim, args.device, added=capacity)
-    buffer.rows.normal_().clamp_(-1, 1)[:, -1] = 0  # actions are in [-1, 1], nothing terminates
+    buffer.rows.normal_().clamp_(-1, 1)[:, -2:] = 0  # actions are in [-1, 1], nothing ends
     for args_, make in runs:
         name = args_.method
         products, num_updates = trace(args_, make, obs_dim, action_dim)
         agent = make(args_, obs_dim, action_dim)
+        if args_.compile:
+            compile_steps(agent)
         loops[name] = training(args_, agent, make_env(args_), buffer)
         next(loops[name])
         floors[name], cycles[name] = floor(products, args.device), num_updates

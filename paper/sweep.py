@@ -20,9 +20,8 @@ from pathlib import Path
 
 import ray
 from ray import cloudpickle
-from tqdm import tqdm
 
-from omnet_sac import Args, UsageError, first_line
+from omnet_sac import Args, Output, UsageError, first_line, progress
 from paper.baselines import METHODS
 from paper.flops import gflop_per_step, reason, script_gflop_per_step, sizes
 
@@ -197,8 +196,8 @@ def last_step(path: Path) -> int:
 
 def has_ended(folder: Path, flags: dict) -> bool:
     """Do the evaluations of a run go as far as these flags say?"""
-    interval = int(flags["eval_interval"]) or int(flags["total_timesteps"])
-    return last_step(folder / "eval.csv") >= int(flags["total_timesteps"]) // interval * interval
+    total, interval = int(flags["total_timesteps"]), int(flags["eval_interval"]) or 1
+    return last_step(folder / "eval.csv") >= (total // interval * interval or total)
 
 
 def differences(method: str, flags: dict, stored: dict) -> dict:
@@ -307,10 +306,10 @@ def report_cost(missing: list[Run], num_finished: int) -> None:
 
 
 def memory(run: Run) -> int:
-    """Bytes that a run needs: the program, and the replay buffer twice while a checkpoint is written."""
+    """Bytes that a run needs: the program and the replay buffer."""
     obs_dim, action_dim = sizes(run.flags["env_id"])
     rows = min(int(run.flags.get("buffer_size", Args.buffer_size)), int(run.flags["total_timesteps"]))
-    return int(0.8e9 + 2 * 4 * rows * (2 * obs_dim + action_dim + 2))
+    return int(0.8e9 + 4 * rows * (2 * obs_dim + action_dim + 3))
 
 
 # Starts a Python program that Linux kills together with the process that started it
@@ -338,12 +337,6 @@ def execute(run: Run, folder: Path) -> tuple[int, str]:
         if done.returncode < 0:
             raise ChildProcessError(f"killed by signal {-done.returncode}")
         return done.returncode, log.read().decode(errors="replace")
-
-
-def progress(total: int, initial: int = 0) -> tqdm:
-    """A progress bar; where the error stream is no terminal, it is shown once a minute."""
-    interval = 0.1 if sys.stderr.isatty() else 60
-    return tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, mininterval=interval)
 
 
 @contextmanager
@@ -410,6 +403,7 @@ def run_missing(runs: list[Run], resources: Resources, dry_run: bool) -> dict[st
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """What a user can mend, or has asked for by Ctrl-C, ends in one sentence and an exit code."""
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     try:
         yield
     except UsageError as error:

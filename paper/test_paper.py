@@ -296,7 +296,8 @@ def test_a_resumed_baseline_is_the_uninterrupted_one(tmp_path):
     with pytest.raises(Stop):
         train(small("droq", run_dir=tmp_path / "killed", **flags), stopping)
     one, two = (tmp_path / name / "Pendulum-v1__droq__1" for name in ("whole", "killed"))
-    train(omnet_sac.stored_args(two, whole), baselines.make_agent)
+    stored = omnet_sac.stored_args(two, type(whole))
+    train(dataclasses.replace(stored, resume=two), baselines.make_agent)
     for name in ("train.csv", "bias.csv"):
         assert (one / name).read_text() == (two / name).read_text()
     a, b = (torch.load(folder / "checkpoint.pt", weights_only=True)["agent"] for folder in (one, two))
@@ -534,7 +535,7 @@ def workers() -> list[psutil.Process]:
 
 def kill_in_the_middle(run_dir: Path, killed: list) -> None:
     """SIGKILL for workers, once a run has a checkpoint; then for a run that goes on, and not for its worker."""
-    while not (omnet_sac.run_folder(two_runs(run_dir)[0]) / "checkpoint.pt").exists():
+    while not omnet_sac.peek(omnet_sac.run_folder(two_runs(run_dir)[0])).get("step"):  # the first one is of step 0
         time.sleep(0.05)
     for worker in workers():
         runs = worker.children()
@@ -566,10 +567,14 @@ def test_a_sweep_whose_processes_are_killed_is_the_runs_alone(tmp_path, cluster)
     killer = threading.Thread(target=kill_in_the_middle, args=(tmp_path / "sweep", killed), daemon=True)
     killer.start()
     bad = run_of(dataclasses.replace(two_runs(tmp_path / "sweep")[0], seed=3, batch_size=100))  # above learning_starts
-    failed = sweep.run_all([bad, *map(run_of, two_runs(tmp_path / "sweep"))], sweep.Resources(num_cpus=0.5))
+    locked = dataclasses.replace(two_runs(tmp_path / "sweep")[0], seed=4)
+    with omnet_sac.only_writer(omnet_sac.run_folder(locked)):
+        runs = [bad, run_of(locked), *map(run_of, two_runs(tmp_path / "sweep"))]
+        failed = sweep.run_all(runs, sweep.Resources(num_cpus=0.5))
     killer.join(timeout=10)
     assert {what for what, _ in killed} == {"worker", "run"}, "a run dies with its worker"
-    assert list(failed) == [bad.name] and failed[bad.name].startswith("--batch-size must")
+    assert {*failed} == {bad.name, run_of(locked).name} and failed[bad.name].startswith("--batch-size must")
+    assert f"by process {os.getpid()}" in failed[run_of(locked).name]
     for one, two in zip(two_runs(tmp_path / "alone"), two_runs(tmp_path / "sweep")):
         same_run(omnet_sac.run_folder(one), omnet_sac.run_folder(two))
 
