@@ -135,6 +135,7 @@ FIGURES = {
     "masks": Figure(MASKS, small=SHORT),
     "controls": Figure(CONTROLS, small=SHORT),
     "diversity": Figure(DIVERSE),
+    "overview": Figure(OURS | NO_OMNET | REDQ | {"SAC": MULTIPLE["SAC"]}, ("Hopper-v4",), (QUICK,)),
 }
 NAMES = {name: name for name in FIGURES} | {f"fig{k}": "fig5-7" for k in (5, 6, 7)}
 

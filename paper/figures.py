@@ -75,7 +75,7 @@ class Results:
 
     def __init__(self, name: str, flags: Flags, words: list[str]):
         self.name, self.figure, self.protocol = name, FIGURES[name], flags.protocol
-        self.words, self.env_ids = words, flags.env_ids
+        self.words, self.env_ids, self.root = words, flags.env_ids, flags.results
         width = self.asked(Variant("omnet-sac")).get("hidden_dim", PROTOCOLS[flags.protocol].flags["hidden_dim"])
         self.folder = size_folder(flags.results, flags.protocol, width)
 
@@ -199,7 +199,7 @@ def draw_recorded(results: Results, columns: dict[str, str]) -> str:
                 fewest, longest[env_id] = min(fewest, len(runs)), max(longest.get(env_id, 0), steps[-1])
                 draw(axis, steps, values, k, title)
                 row = rows.setdefault((env_id, title), [len(runs), f"{steps[-1]:,}"] + [""] * len(columns))
-                row[2 + list(columns).index(label)] = interval(values[:, -1], digits=2)
+                row[2 + list(columns).index(label)] = interval(values[:, -1], digits=3)
             axis.set(title=env_id, xlabel="environment steps", ylabel=label)
             if column == "normalised_mean":
                 axis.set_yscale("symlog", linthresh=0.1)  # small biases and huge ones, the paper's two panels, in one
@@ -323,6 +323,44 @@ def first_success(folder: Path, starts: int) -> float:
     return float(won[0] if len(won) else table["step"][-1]) - starts
 
 
+def arrivals(recorded: dict[int, list[np.ndarray]]) -> tuple[int, int]:
+    """Of recorded paths, the first step at which some subnetwork reaches the goal, and the first at which all do."""
+    arrived = {step: [np.linalg.norm(path[-1] - GOAL) < GOAL_RADIUS for path in ps] for step, ps in recorded.items()}
+    some = next((step for step, ok in arrived.items() if any(ok)), max(arrived))
+    return some, next((step for step, ok in arrived.items() if step >= some and all(ok)), max(arrived))
+
+
+def draw_paths(axis, subnet_paths: list[np.ndarray]) -> None:
+    """The path (t, 2) of each subnetwork on the map."""
+    maze_map(axis)
+    for subnet, path in enumerate(subnet_paths):
+        label = f"subnetwork {subnet}"
+        axis.plot(*path.T, color=COLORS[subnet], linewidth=1.4, marker=".", markersize=3, label=label)
+
+
+def draw_overview(results: Results) -> str:
+    """The README's picture: returns on one task, and the subnetworks' paths in the maze when one first arrives."""
+    env_id, rows = results.tasks()[0], []
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", width_ratios=[1.6, 1])
+    for k, (title, variant) in enumerate(results.figure.variants.items()):
+        if found := results.runs(variant, env_id):
+            steps, values = stack([curve(run) for run in found])
+            draw(left, steps, values, k, f"{title} ({len(found)} seeds)")
+            rows.append([env_id, title, len(found), interval(area(values))])
+    miniature = ", in miniature" if results.protocol == "small" else ""
+    left.set_title(f"{env_id}{miniature}: mean evaluation return, 95% interval", fontsize=10)
+    left.set(xlabel="environment steps", ylabel="return")
+    left.legend(fontsize=8, frameon=False)
+    maze = Results("fig5-7", Flags(results=results.root), [])
+    if found := maze.runs(Variant("omnet-sac"), *MAZE_ID):
+        recorded = paths(found[0])
+        step = arrivals(recorded)[0]
+        draw_paths(right, recorded[step])
+        right.set_title(f"the five actor subnetworks in the maze,\n{step:,} steps into training", fontsize=10)
+    results.save(fig, results.name)
+    return markdown("task | method | seeds | area under the curve [95%]", rows)
+
+
 def draw_maze(results: Results) -> str:
     """Figures 5 to 7, and the numbers beside them."""
     (env_id,), starts = MAZE_ID, MAZE["learning_starts"]
@@ -352,18 +390,12 @@ def draw_maze(results: Results) -> str:
     results.save(fig, "fig6")
 
     first = paths(next(iter(runs.values()))[0])
-    arrived = {step: [np.linalg.norm(path[-1] - GOAL) < GOAL_RADIUS for path in ps] for step, ps in first.items()}
-    some = next((step for step, ok in arrived.items() if any(ok)), max(arrived))
-    every = next((step for step, ok in arrived.items() if step >= some and all(ok)), max(arrived))
-    shown = sorted({min(arrived), min(first, key=lambda s: abs(s - starts - 500)), some, every, max(arrived)})
-    shown += [step for step in [min(first, key=lambda s: abs(s - every - 1200))] if step not in shown]
+    some, every = arrivals(first)
+    shown = {min(first), min(first, key=lambda s: abs(s - starts - 500)), some, every, max(first)}
+    shown.add(min(first, key=lambda s: abs(s - every - 1200)))
     fig, axes = plt.subplots(1, len(shown), figsize=(2.6 * len(shown), 3.2), layout="constrained", squeeze=False)
     for axis, step in zip(axes[0], sorted(shown)):
-        maze_map(axis)
-        for subnet, path in enumerate(first[step]):
-            axis.plot(
-                *path.T, color=COLORS[subnet], linewidth=1.4, marker=".", markersize=3, label=f"subnetwork {subnet}"
-            )
+        draw_paths(axis, first[step])
         axis.set_title(f"{step - starts:,} actor steps", fontsize=10)
     axes[0][0].legend(fontsize=6, frameon=False, loc="lower left")
     fig.suptitle("Figure 7: deterministic episodes of the five subnetworks, seed 1", fontsize=11)
@@ -397,7 +429,7 @@ DIVERSITY = {"spread of Q / mean return": "normalised_spread", "mean - min of tw
 DIVERSITY |= {"correlation of errors": "error_correlation", "distance of actions": "action_distance"}
 DRAW = {name: draw_curves for name in FIGURES} | {"fig3": draw_efficiency, "fig5-7": draw_maze}
 DRAW |= {name: partial(draw_recorded, columns=BIAS) for name in ("fig4", "bias-all-tasks")}
-DRAW |= {"diversity": partial(draw_recorded, columns=DIVERSITY)}
+DRAW |= {"diversity": partial(draw_recorded, columns=DIVERSITY), "overview": draw_overview}
 
 
 def main(flags: Flags, words: list[str] = ()) -> None:

@@ -782,7 +782,7 @@ def test_dry_run_prints_each_missing_run_once_and_what_it_costs(tmp_path, capsys
 @PAPER
 def test_every_figure_can_be_asked_for_and_in_a_fresh_clone(capsys):
     names = ["fig2a", "fig2b", "fig3", "fig4", "fig5-7", "fig8", "fig9a", "fig9b", "fig10", "fig11"]
-    names += ["bias-all-tasks", "noise-all-tasks", "masks", "controls", "diversity"]
+    names += ["bias-all-tasks", "noise-all-tasks", "masks", "controls", "diversity", "overview"]
     assert list(experiments.FIGURES) == names and set(experiments.NAMES) == {*names, "fig5", "fig6", "fig7"}
     for protocol in sweep.PROTOCOLS:
         for name in experiments.NAMES:
