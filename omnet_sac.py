@@ -115,7 +115,7 @@ class OMNet(nn.Module):
 
     `theta` (n,) is all trainable parameters of `net` in one vector, `masks` (N, n) the fixed masks, each entry 1 with
     probability 1 - sparsity. Modules in `unmasked`, given as types or as names in `net`, keep all their parameters:
-    without its gain a unit is gone. So do scalars, but a layer's bias. Buffers and frozen parameters are constants.
+    without its gain a unit is gone. So do scalars that are no layer's bias. Buffers and frozen parameters are constants.
     `i` says which subnetworks: indices (k,) of masks, or masks (k, n) themselves. With `dynamic`, `select` draws new
     masks: N = infinity (Section 4.6). Raises ValueError for a `net` whose layers keep state of their own.
     """
@@ -449,8 +449,9 @@ def make_env(args: Args, video_dir: Path | None = None) -> gym.Env:
         env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **video)
         if video_dir:
             flag, advice = "--capture-video", "; without a display, MUJOCO_GL=egl or MUJOCO_GL=osmesa may help"
-            env.reset(seed=args.seed)
-            env.render()
+            with warnings.catch_warnings(action="ignore"):  # the error that follows says it better
+                env.reset(seed=args.seed)
+                env.render()
             env = gym.wrappers.RecordVideo(env, video_dir, episode_trigger=lambda k: k % args.eval_episodes == 0)
     except Exception as error:  # a constructor may raise anything
         known = [k for k, spec in gym.registry.items() if "raise" not in getattr(spec.entry_point, "__name__", "")]
@@ -594,19 +595,19 @@ def describe(args: Args) -> dict:
     return {"method": args.method, "args": flags, "versions": versions, "code": code}
 
 
-def stored_args(folder: Path, args_class: type[Args]) -> Args:
-    """The flags of the run in `folder`. Raises UsageError where there is none, or one of another method."""
+def stored_args(folder: Path, like: Args) -> Args:
+    """The flags of the run in `folder`. Raises UsageError where there is none of the method and class of `like`."""
     try:
         about = json.loads((folder / "args.json").read_text())
         stored = about["args"] | {"run_dir": Path(about["args"]["run_dir"])}
-        args, kinds = args_class(**stored | {"resume": None, "evaluate": None}), typing.get_type_hints(args_class)
+        args, kinds = type(like)(**stored | {"resume": None, "evaluate": None}), typing.get_type_hints(type(like))
         for field in dataclasses.fields(args):
             typeguard.check_type(getattr(args, field.name), kinds[field.name])
         method = about.get("method", args.method)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, typeguard.TypeCheckError) as error:
         raise UsageError(f"{folder} is not a run folder of this program: {first_line(error)}") from None
-    if method != args.method:
-        raise UsageError(f"{folder} is a run of {method}, not of {args.method}")
+    if method != like.method:
+        raise UsageError(f"{folder} is a run of {method}, not of {like.method}")
     return args
 
 
@@ -616,7 +617,7 @@ RESUMABLE = ["total_timesteps", "eval_episodes", "checkpoint_interval", "track",
 def merge_args(folder: Path, args: Args, default: Args, free: list[str]) -> Args:
     """The flags of the run in `folder`, with those of `free` that were given: they are on the command line, or their
     values in `args` are not those of `default`. Raises UsageError for another flag that was given and differs."""
-    stored = stored_args(folder, type(args))
+    stored = stored_args(folder, args)
     words = {re.sub("^--(no-)?|=.*", "", word).replace("-", "_") for word in sys.argv[1:]}
     for name, value in vars(args).items():
         was_given = name in words or value != getattr(default, name)
@@ -631,7 +632,7 @@ def merge_args(folder: Path, args: Args, default: Args, free: list[str]) -> Args
 def refuse_to_overwrite(folder: Path, args: Args) -> None:
     """Raises UsageError if `folder` holds a run, and names the flags in which it differs from `args`."""
     if os.path.exists(folder / "args.json"):
-        stored = vars(stored_args(folder, type(args)))
+        stored = vars(stored_args(folder, args))
         other = [f"{k} = {stored[k]}, not {v}" for k, v in vars(args).items() if stored[k] != v and k != "run_dir"]
         told = f"{folder} holds a run already" + f", of other flags ({', '.join(other)})" * bool(other)
         raise UsageError(f"{told}: go on with --resume {folder}, or choose another --run-dir")
@@ -890,7 +891,7 @@ def train(args: Args, make_agent=OMNetSAC, stop: Stop | None = None) -> OMNetSAC
 
 def load(folder: Path, args: Args | None = None, make_agent=OMNetSAC) -> tuple[OMNetSAC, gym.Env, Args]:
     """The trained agent of a run folder, an environment for it, and its flags (or `args`, if they are read already)."""
-    args = args or stored_args(Path(folder), Args)
+    args = args or stored_args(Path(folder), Args())
     env = make_env(args, Path(folder) / "videos" if args.capture_video else None)
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     check_device(args, obs_dim, action_dim)
@@ -903,7 +904,7 @@ def evaluate_run(folder: Path, args: Args, default: Args, make_agent=OMNetSAC) -
     """Prints the returns of the run in `folder`, per subnetwork, over `args.eval_episodes` episodes."""
     check_args(args)
     merge_args(folder, args, default, ["eval_episodes", "seed", "device", "capture_video"])
-    stored = stored_args(folder, type(args))
+    stored = stored_args(folder, args)
     stored.device, stored.capture_video = args.device, args.capture_video
     agent, env, _ = load(folder, stored, make_agent)
     step = peek(folder)["step"]

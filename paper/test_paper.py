@@ -296,12 +296,24 @@ def test_a_resumed_baseline_is_the_uninterrupted_one(tmp_path):
     with pytest.raises(Stop):
         train(small("droq", run_dir=tmp_path / "killed", **flags), stopping)
     one, two = (tmp_path / name / "Pendulum-v1__droq__1" for name in ("whole", "killed"))
-    stored = omnet_sac.stored_args(two, type(whole))
+    stored = omnet_sac.stored_args(two, whole)
     train(dataclasses.replace(stored, resume=two), baselines.make_agent)
     for name in ("train.csv", "bias.csv"):
         assert (one / name).read_text() == (two / name).read_text()
     a, b = (torch.load(folder / "checkpoint.pt", weights_only=True)["agent"] for folder in (one, two))
     torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_run_of_another_method_is_refused(tmp_path, capsys):
+    for method, other in (("omnet-sac", "redq"), ("redq", "sac"), ("redq", "omnet-sac")):
+        args = small(method, run_dir=tmp_path / other)
+        folder = omnet_sac.run_folder(args)
+        folder.mkdir(parents=True)
+        (folder / "args.json").write_text(json.dumps(omnet_sac.describe(args)))
+        with pytest.raises(SystemExit) as exit:
+            baselines.main(dataclasses.replace(METHODS[other][1], resume=folder))
+        error = capsys.readouterr().err
+        assert exit.value.code == 2 and ("is a run of" in error or "not a run folder" in error), error
 
 
 def test_bad_knobs_are_one_sentence(capsys):
