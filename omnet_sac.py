@@ -115,7 +115,7 @@ class OMNet(nn.Module):
 
     `theta` (n,) is all trainable parameters of `net` in one vector, `masks` (N, n) the fixed masks, each entry 1 with
     probability 1 - sparsity. Modules in `unmasked`, given as types or as names in `net`, keep all their parameters:
-    without its gain a unit is gone. So do scalars that are no layer's bias. Buffers and frozen parameters are constants.
+    without its gain a unit is gone. So do scalars that are no bias. Buffers and frozen parameters are constants.
     `i` says which subnetworks: indices (k,) of masks, or masks (k, n) themselves. With `dynamic`, `select` draws new
     masks: N = infinity (Section 4.6). Raises ValueError for a `net` whose layers keep state of their own.
     """
@@ -774,24 +774,24 @@ class Output:
     """A standard stream to which nobody need listen; in a file, the returns of a progress bar become lines."""
 
     def __init__(self, stream):
-        self.stream, self.terminal = stream, False
-        with suppress(OSError, ValueError, AttributeError):  # None: closed from the start
-            self.terminal = stream.isatty()
+        self.stream = stream
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
 
+    def attempt(self, name: str, *args):
+        with suppress(OSError, ValueError, AttributeError):  # the reader has gone, or it was closed from the start
+            return getattr(self.stream, name)(*args)
+
     def isatty(self) -> bool:
-        return self.terminal
+        return bool(self.attempt("isatty"))
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError, AttributeError):
-            self.stream.write(text if self.terminal else text.replace("\r", "\n"))
+        self.attempt("write", text if self.isatty() else text.replace("\r", "\n"))
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError, AttributeError):
-            self.stream.flush()
+        self.attempt("flush")
 
 
 def progress(total: int, initial: int = 0) -> tqdm:

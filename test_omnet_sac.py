@@ -1187,12 +1187,24 @@ def test_evaluate_gives_returns_per_subnetwork(finished, capsys):
     assert {path: path.read_bytes() for path in finished.iterdir()} == before
 
 
-def test_evaluate_on_another_device(finished, tmp_path):
+def test_a_run_from_another_device_is_evaluated_and_goes_on(finished, tmp_path, capsys):
     """The state of a generator on a GPU, 16 bytes, means nothing on a CPU."""
     folder = shutil.copytree(finished, tmp_path / "run")
     gpu = torch.zeros(16, dtype=torch.uint8)
     edit(lambda state: state["agent"]["_extra_state"].update(generator=gpu), folder / "checkpoint.pt")
     main(Args(evaluate=folder, eval_episodes=1))
+    main(Args(resume=folder, total_timesteps=80))
+    assert "not the exact same run" in capsys.readouterr().out
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 80
+
+
+def test_out_of_memory_is_one_sentence_that_says_how_much_was_asked(tmp_path, capsys):
+    class Greedy(OMNetSAC):
+        def update(self, buffer):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it.")
+
+    words = "Tried to allocate 2.00 GiB", "checkpoint of step 0", "--resume"
+    assert_fails(capsys, small(run_dir=tmp_path), 1, *words, make_agent=Greedy)
 
 
 def test_a_run_stopped_while_it_compiles_goes_on(finished, tmp_path, capsys):
