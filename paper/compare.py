@@ -11,7 +11,6 @@ others are compared with: omnet_sac.py, unless it is named. Flags after `--` are
 
 import shlex
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -52,6 +51,7 @@ from paper.sweep import (
     gflop,
     has_ended,
     one_sentence,
+    print_help,
     run_missing,
     size_folder,
     split,
@@ -284,9 +284,7 @@ def draw_tasks(tasks: list[Task], texts: list[str], path: Path) -> None:
 def main(flags: Flags, words: list[str] = ()) -> None:
     """Runs what is missing and answers. Exit code 1 if a run failed, or if there is nothing to answer with."""
     if not flags.contenders:
-        with suppress(SystemExit):
-            tyro.cli(Flags, args=["--help"])
-        sys.exit(2)
+        print_help(Flags)
     with one_sentence():
         rivals = contenders(flags.contenders)
         texts = [rival.text for rival in rivals]

@@ -10,7 +10,6 @@ Value bias and diversity are recorded in every run; that costs less than a hundr
 
 import dataclasses
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,6 +30,7 @@ from paper.sweep import (
     flags_of,
     method_run,
     one_sentence,
+    print_help,
     run_missing,
     size_folder,
     split,
@@ -198,9 +198,7 @@ def figure_runs(flags: Flags, words: list[str] = ()) -> list[Run]:
 def main(flags: Flags, words: list[str] = ()) -> None:
     """Runs the figures, or says what that would take. Exit code 1 if a run failed or cannot go on."""
     if not flags.figures:
-        with suppress(SystemExit):
-            tyro.cli(Flags, args=["--help"])
-        sys.exit(2)
+        print_help(Flags)
     with one_sentence():
         runs = figure_runs(flags, words)
         failed = run_missing(runs, flags, flags.dry_run)

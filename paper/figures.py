@@ -11,7 +11,6 @@ bootstrap intervals over seeds.
 import csv
 import sys
 from collections import defaultdict
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -45,7 +44,7 @@ from paper.stats import (
     score,
     stack,
 )
-from paper.sweep import PROTOCOLS, ROOT, finished_runs, one_sentence, size_folder, split, stored_flags
+from paper.sweep import PROTOCOLS, ROOT, finished_runs, one_sentence, print_help, size_folder, split, stored_flags
 
 matplotlib.use("Agg")
 # Returns of a random policy and of TD3 on the v4 tasks, for a normalisation that depends on no set of methods
@@ -435,9 +434,7 @@ DRAW |= {"diversity": partial(draw_recorded, columns=DIVERSITY), "overview": dra
 def main(flags: Flags, words: list[str] = ()) -> None:
     """Draws the figures and prints their tables. Exit code 1 where there is nothing to draw."""
     if not flags.figures:
-        with suppress(SystemExit):
-            tyro.cli(Flags, args=["--help"])
-        sys.exit(2)
+        print_help(Flags)
     with one_sentence():
         for name in dict.fromkeys(NAMES[name] for name in flags.figures):
             results = Results(name, flags, words)

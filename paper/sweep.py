@@ -13,12 +13,14 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import NoReturn
 
 import ray
+import tyro
 from ray import cloudpickle
 
 from omnet_sac import Args, Output, UsageError, first_line, progress
@@ -398,6 +400,13 @@ def run_missing(runs: list[Run], resources: Resources, dry_run: bool) -> dict[st
     for name, error in failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
     return failed
+
+
+def print_help(flags_class: type) -> NoReturn:
+    """For a call that asks for nothing: exit code 2."""
+    with suppress(SystemExit):
+        tyro.cli(flags_class, args=["--help"])
+    sys.exit(2)
 
 
 @contextmanager
