@@ -581,18 +581,22 @@ def run_folder(args: Args) -> Path:
 
 
 def describe(args: Args) -> dict:
-    """What a run's numbers follow from, in plain types: its flags, the versions of what computes them, its code."""
+    """What a run's numbers follow from, in plain types: its method, its flags, the versions of what computes them."""
     args = dataclasses.replace(args, resume=None, evaluate=None)
     flags = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(args).items()}
     versions = {name: metadata.version(name).split("+")[0] for name in ("torch", "gymnasium", "mujoco", "numpy")}
+    return {"method": args.method, "args": flags, "versions": {"python": platform.python_version()} | versions}
+
+
+def describe_code() -> dict:
+    """SHA-256 of the script that runs, and the git commit it is of; as far as there are a script and git."""
     code, script = {}, Path(getattr(sys.modules["__main__"], "__file__", "")).resolve()
-    with suppress(OSError, subprocess.CalledProcessError):  # in an interactive session, or without git
+    with suppress(OSError, subprocess.CalledProcessError):
         code["script_sha256"] = hashlib.sha256(script.read_bytes()).hexdigest()
         git = partial(subprocess.check_output, cwd=script.parent, text=True, stderr=subprocess.DEVNULL)
         code["git_commit"] = git(["git", "rev-parse", "HEAD"]).strip()
         code["git_clean"] = not git(["git", "status", "--porcelain"])
-    versions = {"python": platform.python_version()} | versions
-    return {"method": args.method, "args": flags, "versions": versions, "code": code}
+    return code
 
 
 def stored_args(folder: Path, like: Args) -> Args:
@@ -828,7 +832,7 @@ def train(args: Args, make_agent=OMNetSAC, stop: Stop | None = None) -> OMNetSAC
         check_device(args, obs_dim, action_dim)
         if env.spec.max_episode_steps is None:
             print(f"{args.env_id} has no time limit: if its episodes may not end, set --max-episode-steps", flush=True)
-        about = describe(args)
+        about = describe(args) | {"code": describe_code()}
         if args.track:
             start_tracking(folder, about)
         stack.enter_context(only_writer(folder))

@@ -9,6 +9,7 @@ others are compared with: omnet_sac.py, unless it is named. Flags after `--` are
 `<results>/<name>-<hash of program and flags>/`, so that nothing is reused once either has changed.
 """
 
+import dataclasses
 import shlex
 import sys
 from dataclasses import dataclass
@@ -27,12 +28,11 @@ from paper.baselines import METHODS
 from paper.flops import sizes
 from paper.stats import (
     area,
-    bootstrap,
     curve,
     draw,
     improvement_text,
     interval,
-    iqm,
+    iqm_text,
     last_sixth,
     markdown,
     normalised,
@@ -55,6 +55,7 @@ from paper.sweep import (
     run_missing,
     size_folder,
     split,
+    typed_flags,
     words_of,
 )
 
@@ -144,7 +145,7 @@ def contender_runs(flags: Flags, rivals: list[Contender], words: list[str]) -> d
             sizes(env_id)
             size = {k: v for k, v in protocol.size(env_id).items() if k != "bias_interval"}  # which scripts do not know
             given = {"env_id": env_id} | size | device | shared | rival.flags
-            given = typed(rival.program[-1], given) if rival.program[0] == "-m" else whole(given)
+            given = checked(rival.program[-1], given) if rival.program[0] == "-m" else whole(given)
             runs[rival.text][env_id] = [rival.run(given | {"seed": seed}, flags.results) for seed in seeds]
     return runs
 
@@ -157,12 +158,11 @@ def whole(flags: dict) -> dict:
         raise UsageError(f"{', '.join(WHOLE)} must be whole numbers: {error}") from None
 
 
-def typed(method: str, flags: dict) -> dict:
-    """The flags as a method of paper.baselines types them; ends the program where it does not know one."""
-    default = METHODS[method][1]
-    args = tyro.cli(type(default), default=default, args=words_of(flags), prog=f"python -m paper.baselines {method}")
-    check_args(args)
-    return {name: getattr(args, name) for name in flags}
+def checked(method: str, flags: dict) -> dict:
+    """The flags of a method of paper.baselines, in its types. Raises UsageError where they cannot work."""
+    flags = typed_flags(method, words_of(flags))
+    check_args(dataclasses.replace(METHODS[method][1], **flags))
+    return flags
 
 
 @dataclass
@@ -233,7 +233,7 @@ def answer(tasks: list[Task], texts: list[str]) -> str:
             told = f"{verdict(xs, ys)}; probability of improvement {better}, {seeds}"
             sentences.append(f"**{text} against {first}: {told}.**")
         scaled = [task.scores(text) for task in own if task.scale]
-        score = interval_of_iqm(scaled) if scaled else "no reference"
+        score = iqm_text(scaled) if scaled else "no reference"
         times = [relative(own, text, first, quantity) for quantity in ("seconds", "gflops")]
         rows.append([text, score, better, *times])
     unscaled = [task.env_id for task in tasks if not task.scale]
@@ -255,15 +255,6 @@ def answer(tasks: list[Task], texts: list[str]) -> str:
             rows.append([label, len(values), interval(area(values)), interval(scores), "", "", ""])
         parts.append(f"{task.env_id}, {task.steps[-1]:,} steps\n\n{markdown(header, rows)}")
     return "\n".join(parts)
-
-
-def interval_of_iqm(groups: list[np.ndarray]) -> str:
-    """`IQM [low, high]` of the scores (seeds,) of several tasks."""
-    point = f"{iqm(np.concatenate(groups)):.2f}"
-    if min(map(len, groups)) < 2:
-        return point
-    low, high = bootstrap(groups, lambda sample: iqm(np.concatenate(sample)))
-    return f"{point} [{low:.2f}, {high:.2f}]"
 
 
 def draw_tasks(tasks: list[Task], texts: list[str], path: Path) -> None:

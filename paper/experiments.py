@@ -27,13 +27,13 @@ from paper.sweep import (
     Resources,
     Run,
     beside,
-    flags_of,
     method_run,
     one_sentence,
     print_help,
     run_missing,
     size_folder,
     split,
+    typed_flags,
 )
 
 
@@ -165,20 +165,11 @@ class Flags(Resources):
     """print the commands and what they cost, and run nothing"""
 
 
-def training_flags(method: str, words: list[str]) -> dict:
-    """Training flags from the command line, as the method types them; ends the program where it does not know one."""
-    default = METHODS[method][1]
-    if not words:
-        return {}
-    args = tyro.cli(type(default), default=default, args=words, prog=f"python -m paper.baselines {method}")
-    return {name: getattr(args, name) for name in flags_of(words)}
-
-
 def figure_runs(flags: Flags, words: list[str] = ()) -> list[Run]:
     """The runs that the figures ask for, each once, finished ones included. Raises UsageError where one cannot work."""
     runs, protocol = {}, PROTOCOLS[flags.protocol]
     figures = [FIGURES[name] for name in dict.fromkeys(NAMES[name] for name in flags.figures)]
-    asked = {v.method: training_flags(v.method, words) for figure in figures for v in figure.variants.values()}
+    asked = {v.method: typed_flags(v.method, words) for figure in figures for v in figure.variants.values()}
     device = {"device": "cuda"} if flags.num_gpus else {}
     for figure in figures:
         for env_id in flags.env_ids or getattr(figure, flags.protocol):

@@ -26,7 +26,7 @@ from matplotlib.ticker import NullFormatter
 from maze_env import GOAL, GOAL_RADIUS, START, WALLS
 from omnet_sac import UsageError
 from paper.baselines import METHODS
-from paper.experiments import FIGURES, MAZE, MAZE_ID, NAMES, Variant, sized, training_flags
+from paper.experiments import FIGURES, MAZE, MAZE_ID, NAMES, Variant, sized
 from paper.flops import gflop_per_step
 from paper.stats import (
     COLORS,
@@ -37,6 +37,7 @@ from paper.stats import (
     improvement_text,
     interval,
     iqm,
+    iqm_text,
     last_sixth,
     markdown,
     normalised,
@@ -44,7 +45,17 @@ from paper.stats import (
     score,
     stack,
 )
-from paper.sweep import PROTOCOLS, ROOT, finished_runs, one_sentence, print_help, size_folder, split, stored_flags
+from paper.sweep import (
+    PROTOCOLS,
+    ROOT,
+    finished_runs,
+    one_sentence,
+    print_help,
+    size_folder,
+    split,
+    stored_flags,
+    typed_flags,
+)
 
 matplotlib.use("Agg")
 # Returns of a random policy and of TD3 on the v4 tasks, for a normalisation that depends on no set of methods
@@ -79,7 +90,7 @@ class Results:
         self.folder = size_folder(flags.results, flags.protocol, width)
 
     def asked(self, variant: Variant) -> dict:
-        return training_flags(variant.method, self.words)
+        return typed_flags(variant.method, self.words)
 
     def size(self, env_id: str) -> dict:
         """The flags of a run of this figure on a task, as the protocol has them."""
@@ -219,17 +230,16 @@ def scale(results: Results, env_id: str, runs: dict[str, list[Path]]) -> tuple[d
         worth = {title: np.array([score(run) for run in found]) for title, found in runs.items()}
         span = TD3[env_id] - RANDOM[env_id]
         return {title: (scores - RANDOM[env_id]) / span for title, scores in worth.items()}, "0 = random, 1 = TD3"
-    _, values = stack([curve(run) for found in runs.values() for run in found])
-    ends = np.cumsum([len(found) for found in runs.values()])[:-1]
-    areas = dict(zip(runs, np.split(area(values), ends)))
     sac, redq = (results.runs(Variant(method), env_id) for method in ("sac", "redq"))
-    if sac and redq:
-        _, values = stack([curve(run) for run in (*sac, *redq, *(r for found in runs.values() for r in found))])
-        zero, one = area(values[: len(sac)]), area(values[len(sac) :][: len(redq)])
-        areas = dict(zip(runs, np.split(area(values[len(sac) + len(redq) :]), ends)))
-        return {title: normalised(a, zero, one) for title, a in areas.items()}, "0 = SAC, 1 = REDQ"
-    best = max(a.mean() for a in areas.values())
-    return {title: a / best for title, a in areas.items()}, "1 = the best"
+    reference = [sac, redq] if sac and redq else []
+    groups = [*reference, *runs.values()]
+    _, values = stack([curve(run) for group in groups for run in group])
+    areas = np.split(area(values), np.cumsum([len(group) for group in groups])[:-1])
+    if reference:
+        zero, one, *areas = areas
+        return {title: normalised(a, zero, one) for title, a in zip(runs, areas)}, "0 = SAC, 1 = REDQ"
+    best = max(a.mean() for a in areas)
+    return {title: a / best for title, a in zip(runs, areas)}, "1 = the best"
 
 
 def kept_share(variant: Variant) -> float:
@@ -265,8 +275,7 @@ def draw_efficiency(results: Results) -> str:
         axis.xaxis.set_minor_formatter(NullFormatter())
     for title, by_task in groups.items():
         if len(tasks) > 1 and by_task.keys() == set(tasks):
-            low, high = bootstrap([*by_task.values()], lambda sample: iqm(np.concatenate(sample)))
-            summary = f"{iqm(np.concatenate([*by_task.values()])):.2f} [{low:.2f}, {high:.2f}] (IQM)"
+            summary = f"{iqm_text([*by_task.values()])} (IQM)"
             rows.append([f"all {len(tasks)}", title, min(map(len, by_task.values())), "", "", summary, ""])
     legend(fig, axes)
     fig.suptitle(results.title(fewest, {}))

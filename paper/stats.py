@@ -130,6 +130,15 @@ def interval(values: list[float] | np.ndarray, statistic: Callable = np.mean, di
     return f"{point} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def iqm_text(groups: list[np.ndarray]) -> str:
+    """`IQM [low, high]` of the scores (seeds,) of several tasks; without an interval if one has but one seed."""
+    point = f"{iqm(np.concatenate(groups)):.2f}"
+    if min(map(len, groups)) < 2:
+        return point
+    low, high = bootstrap(groups, lambda sample: iqm(np.concatenate(sample)))
+    return f"{point} [{low:.2f}, {high:.2f}]"
+
+
 def improvement_text(xs: list[np.ndarray], ys: list[np.ndarray]) -> str:
     """`probability [low, high]` of improvement; without an interval if a group has but one seed."""
     point = f"{improvement(xs, ys):.2f}"

@@ -122,6 +122,15 @@ def words_of(flags: dict) -> list[str]:
     return words
 
 
+def typed_flags(method: str, words: list[str]) -> dict:
+    """Training flags from the command line, as the method types them; ends the program where it does not know one."""
+    default = METHODS[method][1]
+    if not words:
+        return {}
+    args = tyro.cli(type(default), default=default, args=words, prog=f"python -m paper.baselines {method}")
+    return {name: getattr(args, name) for name in flags_of(words)}
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run.
