@@ -40,6 +40,8 @@ except ImportError as error:
     missing = f"pip install -r paper/requirements.txt: {error}"
 else:
     missing = ""
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "paper" / "results"
 PAPER = pytest.mark.skipif(bool(missing), reason=missing or "all packages are there")
 torch.set_num_threads(1)  # as in a sweep: sums of two threads round differently
 
@@ -613,7 +615,7 @@ def test_a_sweep_on_a_cluster_of_two_nodes(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    options = {"env": env | {"RAY_USAGE_STATS_ENABLED": "0"}, "cwd": Path(__file__).parent.parent}
+    options = {"env": env | {"RAY_USAGE_STATS_ENABLED": "0"}, "cwd": ROOT}
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
     head = ["--head", "--port", str(port), "--node-ip-address", "127.0.0.1", "--include-dashboard", "false"]
     quiet = options | {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -644,7 +646,7 @@ with sweep.one_sentence():
 @RAY
 @PAPER
 def test_ctrl_c_on_a_sweep_is_one_line_and_its_runs_can_be_resumed(tmp_path):
-    options = {"cwd": Path(__file__).parent.parent, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    options = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(tmp_path)], **options)
     while not list(tmp_path.glob("*/train.csv")):
         assert process.poll() is None
@@ -939,6 +941,30 @@ def test_a_miniature_is_drawn_from_its_own_folder_with_any_environment(tmp_path,
     assert "| Pendulum-v1 | REDQ | 3 | 20 | 62 [61, 63] | 62 [61, 63] | 47 [46, 48] | 1.00 [1.00, 1.00] |" in returns
 
 
+@PAPER
+def test_committed_tables_are_those_of_the_raw_files(monkeypatch):
+    monkeypatch.setattr(figures.Results, "save", lambda results, fig, name: figures.plt.close(fig))
+    for table in RESULTS.glob("**/figures/*.md"):
+        width = ["--hidden-dim", table.parts[-3][6:]] if table.parts[-3].startswith("width_") else []
+        flags = figures.Flags(protocol="paper" if table.parent.parent == RESULTS else "small")
+        assert figures.DRAW[table.stem](figures.Results(table.stem, flags, width)) == table.read_text(), table
+
+
+@pytest.mark.parametrize("page", ["README.md", "paper/README.md"])
+def test_every_interval_in_the_text_is_in_a_table(page):
+    def intervals(text):
+        text = re.sub("```.*?```", "", text.replace("−", "-"), flags=re.S)
+        return re.findall(r"(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]", text)
+
+    tables = [path.read_text() for path in RESULTS.glob("**/figures/*.md")]
+    known = np.array([[float(x) for x in numbers] for table in tables for numbers in intervals(table)])
+    told = intervals((ROOT / page).read_text())
+    assert told
+    for numbers in told:
+        half_a_digit = 0.5 * 10.0 ** -len(numbers[1].partition(".")[2]) + 1e-9
+        assert (abs(known - [float(x) for x in numbers]) <= half_a_digit).all(1).any(), numbers
+
+
 def test_flops_are_those_of_the_variant():
     def gflop(**flags):
         return flops.gflop_per_step("omnet-sac", "Pendulum-v1", hidden_dim=16, batch_size=16, **flags)
@@ -1135,12 +1161,11 @@ def test_no_room_imports_upward_and_none_in_a_circle():
     level = {name: k for k, names in enumerate(HOUSE) for name in names}
     below = {name: {other for other in level if level[other] < level[name]} for name in level}
     below["compare"] = {"omnet_sac", "baselines", "flops", "sweep", "stats"}
-    root = Path(omnet_sac.__file__).parent
-    for name in (path.stem for path in (root / "paper").glob("*.py") if path.stem != "test_paper"):
-        tree = ast.parse((root / "paper" / f"{name}.py").read_text())
+    for name in (path.stem for path in (ROOT / "paper").glob("*.py") if path.stem != "test_paper"):
+        tree = ast.parse((ROOT / "paper" / f"{name}.py").read_text())
         nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import)]
         modules = {getattr(node, "module", None) or alias.name for node in nodes for alias in node.names}
         ours = {module.removeprefix("paper.") for module in modules if module.split(".")[0] in ("paper", "omnet_sac")}
         assert ours <= below[name], name
-    tree = ast.parse((root / "omnet_sac.py").read_text())
+    tree = ast.parse((ROOT / "omnet_sac.py").read_text())
     assert not any("paper" in (getattr(node, "module", "") or "") for node in ast.walk(tree))
