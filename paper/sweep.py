@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -339,15 +340,22 @@ def execute(run: Run, folder: Path) -> tuple[int, str]:
     os.chdir(folder)
     if run.code and run.code != digest(run.program):
         return 2, f"error: {run.program[0]} has changed since the sweep began"
-    tied = ["-c", TIED] if sys.platform == "linux" else []
+    command = [sys.executable, *(["-c", TIED] if sys.platform == "linux" else []), *run.words]
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("a+b") as log:
         start = log.seek(0, os.SEEK_END)
-        done = subprocess.run([sys.executable, *tied, *run.words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)  # not process.wait(), which ray.cancel would not interrupt
+        except KeyboardInterrupt:
+            process.terminate()  # the run ends after its episode, with a checkpoint
+            process.wait()
+            raise
         log.seek(start)
-        if done.returncode < 0:
-            raise ChildProcessError(f"killed by signal {-done.returncode}")
-        return done.returncode, log.read().decode(errors="replace")
+        if process.returncode < 0:
+            raise ChildProcessError(f"killed by signal {-process.returncode}")
+        return process.returncode, log.read().decode(errors="replace")
 
 
 @contextmanager
@@ -375,12 +383,25 @@ def steps_done(run: Run) -> int:
         return 0
 
 
+@contextmanager
+def gentle_stop(pending: dict) -> Iterator[None]:
+    """Ctrl-C ends the pending runs after their episodes, a second one at once."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nstopping every run at the end of its episode; again to stop now", file=sys.stderr)
+        for ref in pending:
+            ray.cancel(ref)
+        ray.wait(list(pending), num_returns=len(pending))
+        raise
+
+
 def run_all(runs: list[Run], resources: Resources) -> dict[str, str]:
     """Runs them all, as many at once as the cluster holds. Returns by name what failed and why."""
     options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "max_retries": resources.retries}
-    total, failed = {run.name: int(run.flags["total_timesteps"]) for run in runs}, {}
-    with cluster(resources.ray_address), progress(sum(total.values())) as bar:
-        pending = {execute.options(**options, memory=memory(run)).remote(run, Path.cwd()): run for run in runs}
+    total, failed, pending = {run.name: int(run.flags["total_timesteps"]) for run in runs}, {}, {}
+    with cluster(resources.ray_address), progress(sum(total.values())) as bar, gentle_stop(pending):
+        pending |= {execute.options(**options, memory=memory(run)).remote(run, Path.cwd()): run for run in runs}
         while pending:
             for ref in ray.wait(list(pending), timeout=2)[0]:
                 run = pending.pop(ref)

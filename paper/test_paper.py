@@ -645,18 +645,19 @@ with sweep.one_sentence():
 
 @RAY
 @PAPER
-def test_ctrl_c_on_a_sweep_is_one_line_and_its_runs_can_be_resumed(tmp_path):
+def test_ctrl_c_on_a_sweep_ends_its_runs_after_their_episodes(tmp_path):
     options = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(tmp_path)], **options)
     while not list(tmp_path.glob("*/train.csv")):
         assert process.poll() is None
         time.sleep(0.1)
     runs = [p for p in psutil.Process(process.pid).children(recursive=True) if "paper.baselines" in p.cmdline()]
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err and err.splitlines()[-1].startswith("stopped: ")
+    (folder,) = (path.parent for path in tmp_path.glob("*/args.json"))
+    assert omnet_sac.peek(folder)["step"] == sweep.last_step(folder / "train.csv") > 0, "after an episode, nothing lost"
     assert len(runs) == 1 and not psutil.wait_procs(runs, timeout=10)[1]
-    (folder,) = tmp_path.glob("*/args.json")
     assert sweep.plan([run_of(small("sac", total_timesteps=10**6, run_dir=tmp_path))])[0], "it is to be gone on with"
 
 
