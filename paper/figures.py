@@ -86,8 +86,8 @@ class Results:
     def __init__(self, name: str, flags: Flags, words: list[str]):
         self.name, self.figure, self.protocol = name, FIGURES[name], flags.protocol
         self.words, self.env_ids, self.root = words, flags.env_ids, flags.results
-        width = self.asked(Variant("omnet-sac")).get("hidden_dim", PROTOCOLS[flags.protocol].flags["hidden_dim"])
-        self.folder = size_folder(flags.results, flags.protocol, width)
+        self.width = self.asked(Variant("omnet-sac")).get("hidden_dim", PROTOCOLS[flags.protocol].flags["hidden_dim"])
+        self.folder = size_folder(flags.results, flags.protocol, self.width)
 
     def asked(self, variant: Variant) -> dict:
         return typed_flags(variant.method, self.words)
@@ -110,8 +110,9 @@ class Results:
         return [env_id for env_id in tasks if any(self.runs(v, env_id) for v in variants)]
 
     def title(self, fewest_seeds: int, steps: dict[str, int]) -> str:
-        """The figure's name, and what a title must admit: a miniature, fewer seeds or steps than the protocol has."""
+        """The figure's name, and what a title must admit: a miniature, another width, fewer seeds or steps."""
         told = ["in miniature"] if self.protocol == "small" else []
+        told += [f"width {self.width}"] if self.width != PROTOCOLS[self.protocol].flags["hidden_dim"] else []
         told += [f"{fewest_seeds} of {NUM_SEEDS} seeds"] if fewest_seeds < NUM_SEEDS else []
         short = [(n, self.size(e)["total_timesteps"]) for e, n in steps.items() if n < self.size(e)["total_timesteps"]]
         told += ["{:,} of {:,} steps".format(*max(short))] if short else []

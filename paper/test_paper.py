@@ -943,6 +943,20 @@ def test_a_miniature_is_drawn_from_its_own_folder_with_any_environment(tmp_path,
 
 
 @PAPER
+@pytest.mark.parametrize(
+    "protocol, words, title",
+    [
+        ("paper", [], "fig2a"),
+        ("small", [], "fig2a (in miniature)"),
+        ("small", ["--hidden-dim", "256"], "fig2a (in miniature, width 256)"),
+    ],
+)
+def test_titles_say_of_what_size_the_runs_are(protocol, words, title):
+    results = figures.Results("fig2a", figures.Flags(protocol=protocol), words)
+    assert results.title(figures.NUM_SEEDS, {}) == title
+
+
+@PAPER
 def test_committed_tables_are_those_of_the_raw_files(monkeypatch):
     monkeypatch.setattr(figures.Results, "save", lambda results, fig, name: figures.plt.close(fig))
     for table in RESULTS.glob("**/figures/*.md"):
