@@ -392,7 +392,8 @@ def gentle_stop(pending: dict) -> Iterator[None]:
         print("\nstopping every run at the end of its episode; again to stop now", file=sys.stderr)
         for ref in pending:
             ray.cancel(ref)
-        ray.wait(list(pending), num_returns=len(pending))
+        for ref in pending:
+            ray.wait([ref])
         raise
 
 
