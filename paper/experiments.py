@@ -63,6 +63,7 @@ class Figure:
     paper: tuple[str, ...] = TASKS
     small: tuple[str, ...] = SUITE
     flags: dict = field(default_factory=dict)  # in place of the protocol's
+    widths: tuple[int, ...] = ()  # of the hidden layers, in place of the protocol's
     also: dict[str, Variant] = field(default_factory=dict)  # drawn where they were run for another figure
 
 
@@ -117,6 +118,7 @@ CONTROLS["OMNet in the critic only, policy delay 4"] = omnet(actor_subnets=False
 for rate in (6e-4, 1e-3):
     for label, variant in (OMNET | REDQ | NO_OMNET).items():
         CONTROLS[f"{label}, learning rate {rate}"] = Variant(variant.method, variant.flags | {"learning_rate": rate})
+WIDE = OURS | NO_OMNET | CRITIC_ONLY | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20")}
 DIVERSE = OURS | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20", "DroQ")} | NO_OMNET
 
 FIGURES = {
@@ -134,6 +136,7 @@ FIGURES = {
     "noise-all-tasks": Figure(noisy(OMNET | REDQ | {"DroQ": MULTIPLE["DroQ"]}), small=(QUICK,)),
     "masks": Figure(MASKS, small=SHORT),
     "controls": Figure(CONTROLS, small=SHORT),
+    "widths": Figure(WIDE, ("Hopper-v4",), (QUICK,), widths=(64, 128, 256)),
     "diversity": Figure(DIVERSE),
     "overview": Figure(OURS | NO_OMNET | REDQ | {"SAC": MULTIPLE["SAC"]}, ("Hopper-v4",), (QUICK,)),
 }
@@ -178,11 +181,12 @@ def figure_runs(flags: Flags, words: list[str] = ()) -> list[Run]:
                 for variant in figure.variants.values():
                     size = protocol.size(env_id) | figure.flags | asked[variant.method] | device
                     variant = sized(variant, flags.protocol, size["total_timesteps"])
-                    run_dir = size_folder(flags.results, flags.protocol, size["hidden_dim"]) / variant.name
-                    where = {"env_id": env_id, "seed": seed, "run_dir": run_dir}
-                    run = method_run(variant.method, size | variant.flags | where)
-                    check_args(dataclasses.replace(METHODS[variant.method][1], **run.flags))
-                    runs.setdefault(run.name, run)
+                    for width in figure.widths or (size["hidden_dim"],):
+                        run_dir = size_folder(flags.results, flags.protocol, width) / variant.name
+                        where = {"env_id": env_id, "seed": seed, "run_dir": run_dir, "hidden_dim": width}
+                        run = method_run(variant.method, size | variant.flags | where)
+                        check_args(dataclasses.replace(METHODS[variant.method][1], **run.flags))
+                        runs.setdefault(run.name, run)
     return [beside(run) for run in runs.values()]
 
 

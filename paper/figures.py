@@ -30,6 +30,7 @@ from paper.experiments import FIGURES, MAZE, MAZE_ID, NAMES, Variant, sized
 from paper.flops import gflop_per_step
 from paper.stats import (
     COLORS,
+    STYLES,
     area,
     bootstrap,
     curve,
@@ -96,10 +97,11 @@ class Results:
         """The flags of a run of this figure on a task, as the protocol has them."""
         return PROTOCOLS[self.protocol].size(env_id) | self.figure.flags
 
-    def runs(self, variant: Variant, env_id: str) -> list[Path]:
-        """The folders of the finished runs of a variant, all of one size, by seed."""
+    def runs(self, variant: Variant, env_id: str, width: int | None = None) -> list[Path]:
+        """The folders of the finished runs of a variant, all of one size, by seed; None: of the figure's width."""
         variant = sized(variant, self.protocol, self.size(env_id)["total_timesteps"])
-        return finished_runs(self.folder, variant.method, env_id, self.asked(variant) | variant.flags)
+        folder = size_folder(self.root, self.protocol, width or self.width)
+        return finished_runs(folder, variant.method, env_id, self.asked(variant) | variant.flags)
 
     def tasks(self) -> list[str]:
         """The tasks to draw: those asked for, else the figure's and whatever else was run outside the protocol."""
@@ -138,15 +140,23 @@ def legend(fig, axes) -> None:
     fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False)
 
 
+def draw_means(axis, groups: dict[float, np.ndarray], **style) -> None:
+    """At each x the mean of its values (seeds,), with its 95% interval."""
+    means = np.array([values.mean() for values in groups.values()])
+    bounds = [bootstrap([values], lambda sample: sample[0].mean()) for values in groups.values()]
+    low, high = np.reshape(bounds, (-1, 2)).T
+    axis.errorbar([*groups], means, [means - low, high - means], **style)
+
+
 def shared_areas(runs: list[Path], others: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Areas under the curves of two groups of runs, over the steps that all of them have."""
     _, values = stack([curve(run) for run in (*runs, *others)])
     return area(values[: len(runs)]), area(values[len(runs) :])
 
 
-def better_than_omnet(results: Results, env_id: str, runs: list[Path]) -> str:
+def better_than_omnet(results: Results, env_id: str, runs: list[Path], width: int | None = None) -> str:
     """The probability of improvement over OMNet, by area under the curve; empty where that says nothing."""
-    omnet = results.runs(Variant("omnet-sac"), env_id)
+    omnet = results.runs(Variant("omnet-sac"), env_id, width)
     if not omnet or omnet == runs:
         return ""
     return improvement_text(*([areas] for areas in shared_areas(runs, omnet)))
@@ -266,8 +276,7 @@ def draw_efficiency(results: Results) -> str:
             redq = gflop_per_step("redq", env_id, hidden_dim=width)
             dense = gflop_per_step(of[title].method, env_id, **{"hidden_dim": width} | of[title].flags) / redq
             marker = {"marker": "osD^v<>P*X"[k // 9 % 10], "color": COLORS[k % 9], "linestyle": ""}
-            low, high = bootstrap([values], lambda sample: sample[0].mean())
-            axis.errorbar(dense, values.mean(), [[values.mean() - low], [high - values.mean()]], label=title, **marker)
+            draw_means(axis, {dense: values}, label=title, **marker)
             sparse = f"{dense * kept_share(of[title]):.3f}"
             better = better_than_omnet(results, env_id, runs[title])
             rows.append([env_id, title, len(values), f"{dense:.3f}", sparse, interval(values, digits=2), better])
@@ -283,6 +292,30 @@ def draw_efficiency(results: Results) -> str:
     results.save(fig, results.name)
     header = "task | method | seeds | FLOPs / REDQ, dense | masked entries not counted | score, normalised [95%]"
     return markdown(f"{header} | P(better than OMNet) [95%]", rows)
+
+
+def draw_widths(results: Results) -> str:
+    """What methods return at each width of the hidden layers: a panel per task, a line per method."""
+    tasks, rows, counts = results.tasks(), [], []
+    fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 4 * len(tasks), 3.8), squeeze=False, layout="constrained")
+    for axis, env_id in zip(axes[0], tasks):
+        for k, (title, variant) in enumerate(results.figure.variants.items()):
+            areas = {}
+            for width in results.figure.widths:
+                if runs := results.runs(variant, env_id, width):
+                    areas[width] = area(stack([curve(run) for run in runs])[1])
+                    better = better_than_omnet(results, env_id, runs, width)
+                    rows.append([env_id, title, width, len(runs), interval(areas[width]), better])
+                    counts.append(len(runs))
+            if areas:
+                draw_means(axis, areas, label=title, marker="o", color=COLORS[k % 9], linestyle=STYLES[k % 9])
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="width of the hidden layers", ylabel="area under the curve", title=env_id)
+        axis.set_xticks(results.figure.widths, results.figure.widths)
+    legend(fig, axes)
+    fig.suptitle(results.title(min(counts), {}))
+    results.save(fig, results.name)
+    return markdown("task | method | width | seeds | area under the curve [95%] | P(better than OMNet) [95%]", rows)
 
 
 # The maze: Figures 5, 6, 7
@@ -438,7 +471,7 @@ DIVERSITY = {"spread of Q / mean return": "normalised_spread", "mean - min of tw
 DIVERSITY |= {"correlation of errors": "error_correlation", "distance of actions": "action_distance"}
 DRAW = {name: draw_curves for name in FIGURES} | {"fig3": draw_efficiency, "fig5-7": draw_maze}
 DRAW |= {name: partial(draw_recorded, columns=BIAS) for name in ("fig4", "bias-all-tasks")}
-DRAW |= {"diversity": partial(draw_recorded, columns=DIVERSITY), "overview": draw_overview}
+DRAW |= {"diversity": partial(draw_recorded, columns=DIVERSITY), "overview": draw_overview, "widths": draw_widths}
 
 
 def main(flags: Flags, words: list[str] = ()) -> None:

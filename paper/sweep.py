@@ -159,7 +159,7 @@ class Run:
     def name(self) -> str:
         """What it is called in reports: the end of its run folder's path, with the script's name for its method's."""
         label = (self.method or Path(self.program[0]).stem).replace("-", "_")
-        return f"{self.stem.parent.name}/{self.stem.name}__{label}__{self.flags['seed']}"
+        return "/".join([*self.stem.parts[-3:-1], f"{self.stem.name}__{label}__{self.flags['seed']}"])
 
     @property
     def log(self) -> Path:
@@ -281,10 +281,10 @@ def finished_runs(results: Path, method: str, env_id: str, flags: dict) -> list[
 
 
 def size_folder(results: Path, protocol: str, hidden_dim: int) -> Path:
-    """Where in a folder of results the runs of a protocol are; the small tasks at other widths have their own."""
-    if protocol == "paper":
-        return results
-    return results / ("small" if hidden_dim == SMALL["hidden_dim"] else f"width_{hidden_dim}")
+    """Where in a folder of results the runs of a protocol are; those of another width than its own are apart."""
+    if hidden_dim == PROTOCOLS[protocol].flags["hidden_dim"]:
+        return results / {"paper": "", "small": "small"}[protocol]
+    return results / {"paper": f"paper_width_{hidden_dim}", "small": f"width_{hidden_dim}"}[protocol]
 
 
 def digest(program: tuple[str, ...]) -> str:

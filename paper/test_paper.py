@@ -789,21 +789,25 @@ def test_dry_run_prints_each_missing_run_once_and_what_it_costs(tmp_path, capsys
     with (run.folder / "eval.csv").open("a") as file:
         file.write("10000,0,0,1.0,10,1.0\n")
     assert printed(words)[-1].startswith("21 runs to do, 1 finished")
-    *commands, summary = printed(["--total-timesteps", "20000", "--hidden-dim", "64"])
+    *commands, summary = printed(["--total-timesteps", "20000", "--gamma", "0.9"])
+    assert summary.startswith("22 runs to do, 0 finished") and all("--gamma 0.9 " in c for c in commands)
+    assert f"{tmp_path}/omnet_sac__gamma_0.9__total_timesteps_20000" in commands[0], "beside the other one"
+    *commands, summary = printed(["--hidden-dim", "64"])
     assert summary.startswith("22 runs to do, 0 finished") and all("--hidden-dim 64 " in c for c in commands)
-    assert f"{tmp_path}/omnet_sac__hidden_dim_64__total_timesteps_20000" in commands[0], "beside the other one"
+    assert f"{tmp_path}/paper_width_64/omnet_sac" in commands[0], "apart from the paper's width"
 
 
 @PAPER
 def test_every_figure_can_be_asked_for_and_in_a_fresh_clone(capsys):
     names = ["fig2a", "fig2b", "fig3", "fig4", "fig5-7", "fig8", "fig9a", "fig9b", "fig10", "fig11"]
-    names += ["bias-all-tasks", "noise-all-tasks", "masks", "controls", "diversity", "overview"]
+    names += ["bias-all-tasks", "noise-all-tasks", "masks", "controls", "widths", "diversity", "overview"]
     assert list(experiments.FIGURES) == names and set(experiments.NAMES) == {*names, "fig5", "fig6", "fig7"}
     for protocol in sweep.PROTOCOLS:
         for name in experiments.NAMES:
             figure = experiments.FIGURES[experiments.NAMES[name]]
             runs = experiments.figure_runs(experiments.Flags(figures=(name,), protocol=protocol, seeds=2))
-            assert len(runs) == 2 * len(getattr(figure, protocol)) * len(figure.variants)
+            per_task = 2 * len(figure.variants) * max(1, len(figure.widths))
+            assert len(runs) == per_task * len(getattr(figure, protocol))
             assert sweep.plan(runs)[1] == {}, "no run there is in the way"
             assert len({run.name for run in runs}) == len(runs)
     with pytest.raises(SystemExit) as exit:
@@ -824,6 +828,9 @@ def test_results_lie_where_they_are_looked_for(tmp_path):
         **small
     )
     assert "width_256/omnet_sac__policy_delay_4" in run_dirs("--hidden-dim", "256", **small)
+    sizes = {"small/sac_20", "width_128/sac_20", "width_256/omnet_sac__actor_subnets_False"}
+    assert sizes < run_dirs(figures=("widths",), protocol="small")
+    assert {"redq", "paper_width_64/redq"} < run_dirs(figures=("widths",))
     resets = run_dirs(figures=("fig2b",), protocol="small", env_ids=("InvertedDoublePendulum-v4",))
     assert "small/sr_sin_sac__reset_interval_2000" in resets
 
@@ -940,6 +947,18 @@ def test_a_miniature_is_drawn_from_its_own_folder_with_any_environment(tmp_path,
     assert [rows[title][5].split()[0] for title in ("SAC", "OMNet", "REDQ")] == ["0.00", "0.50", "1.00"], normalised
     assert float(rows["REDQ"][3]) == 1 and float(rows["OMNet"][3]) < 0.3
     assert "| Pendulum-v1 | REDQ | 3 | 20 | 62 [61, 63] | 62 [61, 63] | 47 [46, 48] | 1.00 [1.00, 1.00] |" in returns
+
+
+@PAPER
+def test_widths_are_compared_with_omnet_of_the_same_width(tmp_path):
+    for folder, width, omnet, redq in (("small", 64, 1, 2), ("width_128", 128, 3, 3), ("width_256", 256, 5, 4)):
+        for method, value in (("omnet-sac", omnet), ("redq", redq)):
+            size = {"env_id": "Pendulum-v1", "hidden_dim": width}
+            write_method_run(tmp_path / folder, method, {10: [value], 20: [value]}, **size)
+    figures.main(figures.Flags(("widths",), protocol="small", results=tmp_path))
+    table = (tmp_path / "small" / "figures" / "widths.md").read_text()
+    rows = re.findall(r"Pendulum-v1 \| REDQ \| (\d+) \| 1 \| (\d) \| (\S+) \|", table)
+    assert rows == [("64", "2", "1.00"), ("128", "3", "0.50"), ("256", "4", "0.00")]
 
 
 @PAPER
