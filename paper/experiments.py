@@ -107,6 +107,7 @@ INFINITE = {"N=infinity": omnet(dynamic_masks=True)}
 DENSE = {"input": {"mask_input": False}, "output": {"mask_output": False}}
 DENSE["input and output"] = DENSE["input"] | DENSE["output"]
 MASKS = OMNET | {f"OMNet, dense {layers}": omnet(**flags) for layers, flags in DENSE.items()}
+DIVERSE = MASKS | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20", "DroQ")} | NO_OMNET
 for where in ("critic", "actor"):
     MASKS |= {f"dense {layers}, {where} only": omnet(**flags, dense_in=where) for layers, flags in DENSE.items()}
 CONTROLS = OURS | NO_OMNET | CRITIC_ONLY | REDQ
@@ -119,7 +120,6 @@ for rate in (6e-4, 1e-3):
     for label, variant in (OMNET | REDQ | NO_OMNET).items():
         CONTROLS[f"{label}, learning rate {rate}"] = Variant(variant.method, variant.flags | {"learning_rate": rate})
 WIDE = OURS | NO_OMNET | CRITIC_ONLY | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20")}
-DIVERSE = OURS | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20", "DroQ")} | NO_OMNET
 
 FIGURES = {
     "fig2a": Figure(OURS | MULTIPLE),
