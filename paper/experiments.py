@@ -125,6 +125,7 @@ FIGURES = {
     "fig2a": Figure(OURS | MULTIPLE),
     "fig2b": Figure(OURS | SINGLE),
     "fig3": Figure(OURS | MULTIPLE | SINGLE | DROQ, also=CONTROLS | MASKS | SPARSITIES | SUBNETS | INFINITE),
+    "compute": Figure(OURS | NO_OMNET | MULTIPLE | {"Sin-SAC": SINGLE["Sin-SAC"]}),
     "fig4": Figure(BIASED, ("Humanoid-v4",)),
     "fig5-7": Figure(AGENTS, MAZE_ID, MAZE_ID, MAZE),
     "fig8": Figure(noisy(OURS | REDQ), ("Humanoid-v4",), (QUICK,)),

@@ -9,6 +9,7 @@ bootstrap intervals over seeds.
 """
 
 import csv
+import math
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -294,6 +295,45 @@ def draw_efficiency(results: Results) -> str:
     return markdown(f"{header} | P(better than OMNet) [95%]", rows)
 
 
+def against_flops(run: Path, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
+    """The PFLOPs of training (T,) before each evaluation of a run, from the last one without any, and returns (T,)."""
+    flags = stored_flags(run)
+    steps, values = stack([curve(run)])
+    gflop = gflop_per_step(variant.method, flags["env_id"], **{"hidden_dim": flags["hidden_dim"]} | variant.flags)
+    trained = np.clip(steps - flags["learning_starts"], 0, None)
+    start = max(0, np.searchsorted(trained, 0, "right") - 1)
+    return trained[start:] * gflop / 1e6, values[0, start:]
+
+
+def draw_compute(results: Results) -> str:
+    """Returns against the FLOPs of training, as far as OMNet's runs go; areas under these curves at equal FLOPs."""
+    tasks, rows, fewest = results.tasks(), [], NUM_SEEDS
+    fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 4 * len(tasks), 3.8), squeeze=False, layout="constrained")
+    for axis, env_id in zip(axes[0], tasks):
+        runs = {title: results.runs(variant, env_id) for title, variant in results.figure.variants.items()}
+        curves = {t: [against_flops(run, results.figure.variants[t]) for run in found] for t, found in runs.items()}
+        ends = {title: min(pflop[-1] for pflop, _ in found) for title, found in curves.items() if found}
+        for k, title in enumerate(curves):
+            if title not in ends:
+                continue
+            end = min(ends[title], ends.get("OMNet", math.inf))
+            pflop = np.linspace(0, end, 101)
+            values = {t: np.array([np.interp(pflop, *one) for one in curves[t]]) for t in (title, "OMNet") if t in ends}
+            draw(axis, pflop, values[title], k, title)
+            areas = {t: area(v) for t, v in values.items()}
+            rival = areas["OMNet"] if "OMNet" in areas and title != "OMNet" else None
+            told = ["", ""] if rival is None else [interval(rival), improvement_text([areas[title]], [rival])]
+            rows.append([env_id, title, len(runs[title]), f"{end:.3g}", interval(areas[title]), *told])
+            fewest = min(fewest, len(runs[title]))
+        axis.set(title=env_id, xlabel="PFLOP of training", ylabel="return")
+        axis.locator_params(axis="x", nbins=5)
+    legend(fig, axes)
+    fig.suptitle(results.title(fewest, {}))
+    results.save(fig, results.name)
+    header = "task | method | seeds | PFLOP | area under the curve to there [95%] | OMNet's to there [95%]"
+    return markdown(f"{header} | P(better than OMNet at equal FLOPs) [95%]", rows)
+
+
 def draw_widths(results: Results) -> str:
     """What methods return at each width of the hidden layers: a panel per task, a line per method."""
     tasks, rows, counts = results.tasks(), [], []
@@ -469,9 +509,16 @@ def draw_maze(results: Results) -> str:
 BIAS = {"value bias / mean return": "normalised_mean"}
 DIVERSITY = {"spread of Q / mean return": "normalised_spread", "mean - min of two / mean return": "normalised_gap"}
 DIVERSITY |= {"correlation of errors": "error_correlation", "distance of actions": "action_distance"}
-DRAW = {name: draw_curves for name in FIGURES} | {"fig3": draw_efficiency, "fig5-7": draw_maze}
+DRAW = {name: draw_curves for name in FIGURES}
 DRAW |= {name: partial(draw_recorded, columns=BIAS) for name in ("fig4", "bias-all-tasks")}
-DRAW |= {"diversity": partial(draw_recorded, columns=DIVERSITY), "overview": draw_overview, "widths": draw_widths}
+DRAW |= {
+    "fig3": draw_efficiency,
+    "compute": draw_compute,
+    "fig5-7": draw_maze,
+    "widths": draw_widths,
+    "diversity": partial(draw_recorded, columns=DIVERSITY),
+    "overview": draw_overview,
+}
 
 
 def main(flags: Flags, words: list[str] = ()) -> None:

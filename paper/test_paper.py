@@ -799,7 +799,7 @@ def test_dry_run_prints_each_missing_run_once_and_what_it_costs(tmp_path, capsys
 
 @PAPER
 def test_every_figure_can_be_asked_for_and_in_a_fresh_clone(capsys):
-    names = ["fig2a", "fig2b", "fig3", "fig4", "fig5-7", "fig8", "fig9a", "fig9b", "fig10", "fig11"]
+    names = ["fig2a", "fig2b", "fig3", "compute", "fig4", "fig5-7", "fig8", "fig9a", "fig9b", "fig10", "fig11"]
     names += ["bias-all-tasks", "noise-all-tasks", "masks", "controls", "widths", "diversity", "overview"]
     assert list(experiments.FIGURES) == names and set(experiments.NAMES) == {*names, "fig5", "fig6", "fig7"}
     for protocol in sweep.PROTOCOLS:
@@ -947,6 +947,18 @@ def test_a_miniature_is_drawn_from_its_own_folder_with_any_environment(tmp_path,
     assert [rows[title][5].split()[0] for title in ("SAC", "OMNet", "REDQ")] == ["0.00", "0.50", "1.00"], normalised
     assert float(rows["REDQ"][3]) == 1 and float(rows["OMNet"][3]) < 0.3
     assert "| Pendulum-v1 | REDQ | 3 | 20 | 62 [61, 63] | 62 [61, 63] | 47 [46, 48] | 1.00 [1.00, 1.00] |" in returns
+
+
+@PAPER
+def test_at_equal_flops_a_method_of_five_times_the_cost_has_a_fifth_of_the_updates(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "gflop_per_step", lambda method, *_, **flags: 5.0 if method == "redq" else 1.0)
+    for method in ("omnet-sac", "redq"):
+        size = {"env_id": "Pendulum-v1", "hidden_dim": 64, "learning_starts": 10}
+        write_method_run(tmp_path / "small", method, {step: [float(step)] for step in range(5, 111, 5)}, **size)
+    figures.main(figures.Flags(("compute",), protocol="small", results=tmp_path))
+    table = (tmp_path / "small" / "figures" / "compute.md").read_text()
+    assert "| Pendulum-v1 | OMNet | 1 | 0.0001 | 60 |  |  |" in table, "returns 10 to 110, after the warm-up of 10"
+    assert "| Pendulum-v1 | REDQ | 1 | 0.0001 | 20 | 60 | 0.00 |" in table, "100 GFLOP: from 10 to 30"
 
 
 @PAPER
