@@ -11,6 +11,7 @@ Value bias and diversity are recorded in every run; that costs less than a hundr
 import dataclasses
 import sys
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -176,18 +177,18 @@ def figure_runs(flags: Flags, words: list[str] = ()) -> list[Run]:
     asked = {v.method: typed_flags(v.method, words) for figure in figures for v in figure.variants.values()}
     device = {"device": "cuda"} if flags.num_gpus else {}
     for figure in figures:
-        for env_id in flags.env_ids or getattr(figure, flags.protocol):
+        tasks, seeds = flags.env_ids or getattr(figure, flags.protocol), range(1, flags.seeds + 1)
+        for env_id in tasks:
             sizes(env_id)
-            for seed in range(1, flags.seeds + 1):
-                for variant in figure.variants.values():
-                    size = protocol.size(env_id) | figure.flags | asked[variant.method] | device
-                    variant = sized(variant, flags.protocol, size["total_timesteps"])
-                    for width in figure.widths or (size["hidden_dim"],):
-                        run_dir = size_folder(flags.results, flags.protocol, width) / variant.name
-                        where = {"env_id": env_id, "seed": seed, "run_dir": run_dir, "hidden_dim": width}
-                        run = method_run(variant.method, size | variant.flags | where)
-                        check_args(dataclasses.replace(METHODS[variant.method][1], **run.flags))
-                        runs.setdefault(run.name, run)
+        for env_id, seed, variant in product(tasks, seeds, figure.variants.values()):
+            size = protocol.size(env_id) | figure.flags | asked[variant.method] | device
+            variant = sized(variant, flags.protocol, size["total_timesteps"])
+            for width in figure.widths or (size["hidden_dim"],):
+                run_dir = size_folder(flags.results, flags.protocol, width) / variant.name
+                where = {"env_id": env_id, "seed": seed, "run_dir": run_dir, "hidden_dim": width}
+                run = method_run(variant.method, size | variant.flags | where)
+                check_args(dataclasses.replace(METHODS[variant.method][1], **run.flags))
+                runs.setdefault(run.name, run)
     return [beside(run) for run in runs.values()]
 
 
