@@ -9,7 +9,6 @@ bootstrap intervals over seeds.
 """
 
 import csv
-import math
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -307,24 +306,24 @@ def against_flops(run: Path, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
 
 def draw_compute(results: Results) -> str:
     """Returns against the FLOPs of training, as far as OMNet's runs go; areas under these curves at equal FLOPs."""
-    tasks, rows, fewest = results.tasks(), [], NUM_SEEDS
+    tasks, omnet, rows, fewest = results.tasks(), Variant("omnet-sac"), [], NUM_SEEDS
     fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 4 * len(tasks), 3.8), squeeze=False, layout="constrained")
     for axis, env_id in zip(axes[0], tasks):
-        runs = {title: results.runs(variant, env_id) for title, variant in results.figure.variants.items()}
-        curves = {t: [against_flops(run, results.figure.variants[t]) for run in found] for t, found in runs.items()}
-        ends = {title: min(pflop[-1] for pflop, _ in found) for title, found in curves.items() if found}
-        for k, title in enumerate(curves):
-            if title not in ends:
+        omnet_runs = results.runs(omnet, env_id)
+        omnet_curves = [against_flops(run, omnet) for run in omnet_runs]
+        for k, (title, variant) in enumerate(results.figure.variants.items()):
+            runs = results.runs(variant, env_id)
+            if not runs:
                 continue
-            end = min(ends[title], ends.get("OMNet", math.inf))
-            pflop = np.linspace(0, end, 101)
-            values = {t: np.array([np.interp(pflop, *one) for one in curves[t]]) for t in (title, "OMNet") if t in ends}
-            draw(axis, pflop, values[title], k, title)
-            areas = {t: area(v) for t, v in values.items()}
-            rival = areas["OMNet"] if "OMNet" in areas and title != "OMNet" else None
-            told = ["", ""] if rival is None else [interval(rival), improvement_text([areas[title]], [rival])]
-            rows.append([env_id, title, len(runs[title]), f"{end:.3g}", interval(areas[title]), *told])
-            fewest = min(fewest, len(runs[title]))
+            curves = [against_flops(run, variant) for run in runs]
+            pflop = np.linspace(0, min(known[-1] for known, _ in (*curves, *omnet_curves)), 101)
+            values, omnets = (np.array([np.interp(pflop, *c) for c in group]) for group in (curves, omnet_curves))
+            draw(axis, pflop, values, k, title)
+            areas, told = area(values), ["", ""]
+            if omnet_runs and runs != omnet_runs:
+                told = [interval(area(omnets)), improvement_text([areas], [area(omnets)])]
+            rows.append([env_id, title, len(runs), f"{pflop[-1]:.3g}", interval(areas), *told])
+            fewest = min(fewest, len(runs))
         axis.set(title=env_id, xlabel="PFLOP of training", ylabel="return")
         axis.locator_params(axis="x", nbins=5)
     legend(fig, axes)
