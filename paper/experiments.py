@@ -73,8 +73,10 @@ def omnet(**flags) -> Variant:
 
 
 OMNET = {"OMNet": omnet()}
-DENSE_INPUT = {"OMNet, dense input": omnet(mask_input=False)}  # ours: the input layer is not masked
-OURS = OMNET | DENSE_INPUT
+DENSE = {"input": {"mask_input": False}, "output": {"mask_output": False}}
+DENSE["input and output"] = DENSE["input"] | DENSE["output"]
+MASKS = OMNET | {f"OMNet, dense {layers}": omnet(**flags) for layers, flags in DENSE.items()}
+OURS = OMNET | {"OMNet, dense input and output": omnet(**DENSE["input and output"])}  # named as ours in all figures
 # The same networks without masks: an agent of the maze, and the control that the paper lacks
 NO_OMNET = {"no OMNet": omnet(num_subnets=1, sparsity=0.0)}
 CRITIC_ONLY = {"OMNet in the critic only": omnet(actor_subnets=False)}
@@ -105,9 +107,6 @@ SPARSITIES = {f"S={s}": omnet(sparsity=s) for s in (0.2, 0.35, 0.65, 0.8)}
 SUBNETS = {f"N={n}": omnet(num_subnets=n) for n in (2, 4, 8)}
 INFINITE = {"N=infinity": omnet(dynamic_masks=True)}
 
-DENSE = {"input": {"mask_input": False}, "output": {"mask_output": False}}
-DENSE["input and output"] = DENSE["input"] | DENSE["output"]
-MASKS = OMNET | {f"OMNet, dense {layers}": omnet(**flags) for layers, flags in DENSE.items()}
 DIVERSE = MASKS | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20", "DroQ")} | NO_OMNET
 for where in ("critic", "actor"):
     MASKS |= {f"dense {layers}, {where} only": omnet(**flags, dense_in=where) for layers, flags in DENSE.items()}
