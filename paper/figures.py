@@ -30,7 +30,6 @@ from paper.experiments import FIGURES, MAZE, MAZE_ID, NAMES, Variant, sized
 from paper.flops import gflop_per_step
 from paper.stats import (
     COLORS,
-    STYLES,
     area,
     bootstrap,
     curve,
@@ -40,6 +39,7 @@ from paper.stats import (
     iqm,
     iqm_text,
     last_sixth,
+    line_style,
     markdown,
     normalised,
     read,
@@ -347,7 +347,7 @@ def draw_widths(results: Results) -> str:
                     rows.append([env_id, title, width, len(runs), interval(areas[width]), better])
                     counts.append(len(runs))
             if areas:
-                draw_means(axis, areas, label=title, marker="o", color=COLORS[k % 9], linestyle=STYLES[k % 9])
+                draw_means(axis, areas, label=title, marker="o", **line_style(k))
         axis.set_xscale("log", base=2)
         axis.set(xlabel="width of the hidden layers", ylabel="area under the curve", title=env_id)
         axis.set_xticks(results.figure.widths, results.figure.widths)

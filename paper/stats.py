@@ -17,7 +17,7 @@ from omnet_sac import UsageError
 
 # The palette of Okabe & Ito, which the colour-blind can tell apart; line styles tell curves apart in print
 COLORS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#F0E442"]
-STYLES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), "-", "--"]
+STYLES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
 DRAWS = 2000  # of a bootstrap
 LEVEL, POWER = 0.05, 0.8  # of a test, where seeds are counted
 
@@ -155,9 +155,14 @@ def markdown(header: str, rows: list[list]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
+def line_style(k: int) -> dict:
+    """Colour and line of the k-th curve; no two of the first 63 share both."""
+    return {"color": COLORS[k % 9], "linestyle": STYLES[(k + k // 9) % 7]}
+
+
 def draw(axis, steps: np.ndarray, values: np.ndarray, k: int, label: str) -> None:
     """The mean of values (seeds, T) at steps (T,) on a matplotlib axis, as its k-th curve, with its 95% interval."""
-    axis.plot(steps, values.mean(0), color=COLORS[k % 9], linestyle=STYLES[k % 9], label=label)
+    axis.plot(steps, values.mean(0), label=label, **line_style(k))
     if len(values) > 1:
         low, high = bootstrap([values], lambda groups: groups[0].mean(0))
         axis.fill_between(steps, low, high, color=COLORS[k % 9], alpha=0.2, linewidth=0)

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import weakref
+from itertools import combinations
 from pathlib import Path
 
 import gymnasium as gym
@@ -856,6 +857,13 @@ def test_published_curves_are_scored_over_the_same_steps(tmp_path):
     assert f"| Hopper-v4 | REDQ-20, published | 10 | 40,000 | {np.mean(means):.0f} |  |  |  |" in table
     assert sum("published" in line and "| Hopper-v4 | " in line for line in table) == 2
     assert sum("published" in line and "| Ant-v4 | " in line and "| 20,000 |" in line for line in table) == 2
+
+
+@PAPER
+def test_no_two_curves_of_a_figure_look_alike():
+    looks = [stats.line_style(k) for k in range(63)]
+    assert all(a != b for a, b in combinations(looks, 2))
+    assert max(len(figure.variants) for figure in experiments.FIGURES.values()) <= len(looks)
 
 
 @PAPER
