@@ -76,7 +76,7 @@ OMNET = {"OMNet": omnet()}
 DENSE = {"input": {"mask_input": False}, "output": {"mask_output": False}}
 DENSE["input and output"] = DENSE["input"] | DENSE["output"]
 MASKS = OMNET | {f"OMNet, dense {layers}": omnet(**flags) for layers, flags in DENSE.items()}
-OURS = OMNET | {"OMNet, dense input and output": omnet(**DENSE["input and output"])}  # named as ours in all figures
+OURS = {label: MASKS[label] for label in ("OMNet", "OMNet, dense input and output")}  # the second is ours
 # The same networks without masks: an agent of the maze, and the control that the paper lacks
 NO_OMNET = {"no OMNet": omnet(num_subnets=1, sparsity=0.0)}
 CRITIC_ONLY = {"OMNet in the critic only": omnet(actor_subnets=False)}

@@ -134,10 +134,18 @@ def stored_env_id(path: Path) -> str:
         return ""
 
 
-def legend(fig, axes) -> None:
-    """One legend for all panels, beside them."""
+def panels(tasks: list[str], height: float = 3.8, rows: int = 1):
+    """A figure with a panel per task in each row: the figure, and its axes (rows, tasks)."""
+    size = 3 + 4 * len(tasks), height
+    return plt.subplots(rows, len(tasks), figsize=size, squeeze=False, layout="constrained")
+
+
+def finish(results: Results, fig, axes, fewest: int, longest: dict[str, int]) -> None:
+    """One legend for all panels, beside them; title; the file."""
     labels = {label: line for axis in np.ravel(axes) for line, label in zip(*axis.get_legend_handles_labels())}
     fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False)
+    fig.suptitle(results.title(fewest, longest))
+    results.save(fig, results.name)
 
 
 def draw_means(axis, groups: dict[float, np.ndarray], **style) -> None:
@@ -165,7 +173,7 @@ def better_than_omnet(results: Results, env_id: str, runs: list[Path], width: in
 def draw_curves(results: Results) -> str:
     """One panel per task, a curve with its interval per variant; the published curves in grey. Returns the table."""
     tasks, rows = results.tasks(), []
-    fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 4 * len(tasks), 3.8), squeeze=False, layout="constrained")
+    fig, axes = panels(tasks)
     fewest, longest = NUM_SEEDS, {}
     for axis, env_id in zip(axes[0], tasks):
         for k, (title, variant) in enumerate(results.figure.variants.items()):
@@ -183,9 +191,7 @@ def draw_curves(results: Results) -> str:
         if results.protocol == "paper":
             rows += draw_published(axis, env_id, longest[env_id])
         axis.set(title=env_id, xlabel="environment steps", ylabel="return")
-    legend(fig, axes)
-    fig.suptitle(results.title(fewest, {env_id: steps[-1] for env_id, steps in longest.items()}))
-    results.save(fig, results.name)
+    finish(results, fig, axes, fewest, {env_id: steps[-1] for env_id, steps in longest.items()})
     header = "task | method | seeds | steps | score (last sixth), mean [95%] | IQM [95%] | area under the curve [95%]"
     return markdown(f"{header} | P(better than OMNet) [95%]", rows)
 
@@ -207,8 +213,7 @@ def draw_published(axis, env_id: str, steps: np.ndarray) -> list[list]:
 def draw_recorded(results: Results, columns: dict[str, str]) -> str:
     """A panel per task and column of bias.csv (by its label), a curve per variant that has it. Returns the table."""
     tasks, rows, fewest, longest = results.tasks(), {}, NUM_SEEDS, {}
-    shape, size = (len(columns), len(tasks)), (3 + 4 * len(tasks), 0.8 + 3 * len(columns))
-    fig, axes = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
+    fig, axes = panels(tasks, 0.8 + 3 * len(columns), len(columns))
     for (label, column), line in zip(columns.items(), axes):
         for axis, env_id in zip(line, tasks):
             for k, (title, variant) in enumerate(results.figure.variants.items()):
@@ -224,9 +229,7 @@ def draw_recorded(results: Results, columns: dict[str, str]) -> str:
             axis.set(title=env_id, xlabel="environment steps", ylabel=label)
             if column == "normalised_mean":
                 axis.set_yscale("symlog", linthresh=0.1)  # small biases and huge ones, the paper's two panels, in one
-    legend(fig, axes)
-    fig.suptitle(results.title(fewest, longest))
-    results.save(fig, results.name)
+    finish(results, fig, axes, fewest, longest)
     header = " | ".join(["task | method | seeds | steps", *(f"last {label} [95%]" for label in columns)])
     return markdown(header, [[*key, *row] for key, row in rows.items()])
 
@@ -259,13 +262,18 @@ def kept_share(variant: Variant) -> float:
     return 1.0 if variant.method != "omnet-sac" or partly else 1 - variant.flags.get("sparsity", 0.5)
 
 
+def variant_gflop(variant: Variant, env_id: str, hidden_dim: int) -> float:
+    """GFLOPs of a variant per environment step, at a width of the hidden layers."""
+    return gflop_per_step(variant.method, env_id, **{"hidden_dim": hidden_dim} | variant.flags)
+
+
 def draw_efficiency(results: Results) -> str:
     """Figure 3: what every method that was run is worth, against its training FLOPs relative to REDQ's."""
     tasks, rows, groups, fewest = results.tasks(), [], defaultdict(dict), NUM_SEEDS
     variants = results.figure.also | results.figure.variants
     variants = {variant.name: (title, variant) for title, variant in variants.items()}
     order = {title: k for k, title in enumerate(results.figure.variants | results.figure.also)}
-    fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 4 * len(tasks), 4.6), squeeze=False, layout="constrained")
+    fig, axes = panels(tasks, 4.6)
     for axis, env_id in zip(axes[0], tasks):
         runs = {title: results.runs(variant, env_id) for title, variant in variants.values()}
         runs = {title: runs[title] for title in sorted(runs, key=order.get) if runs[title]}
@@ -273,8 +281,7 @@ def draw_efficiency(results: Results) -> str:
         of = {title: variant for title, variant in variants.values()}
         for title, values in worth.items():
             width, k = stored_flags(runs[title][0])["hidden_dim"], order[title]
-            redq = gflop_per_step("redq", env_id, hidden_dim=width)
-            dense = gflop_per_step(of[title].method, env_id, **{"hidden_dim": width} | of[title].flags) / redq
+            dense = variant_gflop(of[title], env_id, width) / variant_gflop(Variant("redq"), env_id, width)
             marker = {"marker": "osD^v<>P*X"[k // 9 % 10], "color": COLORS[k % 9], "linestyle": ""}
             draw_means(axis, {dense: values}, label=title, **marker)
             sparse = f"{dense * kept_share(of[title]):.3f}"
@@ -287,9 +294,7 @@ def draw_efficiency(results: Results) -> str:
         if len(tasks) > 1 and by_task.keys() == set(tasks):
             summary = f"{iqm_text([*by_task.values()])} (IQM)"
             rows.append([f"all {len(tasks)}", title, min(map(len, by_task.values())), "", "", summary, ""])
-    legend(fig, axes)
-    fig.suptitle(results.title(fewest, {}))
-    results.save(fig, results.name)
+    finish(results, fig, axes, fewest, {})
     header = "task | method | seeds | FLOPs / REDQ, dense | masked entries not counted | score, normalised [95%]"
     return markdown(f"{header} | P(better than OMNet) [95%]", rows)
 
@@ -298,7 +303,7 @@ def against_flops(run: Path, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
     """The PFLOPs of training (T,) before each evaluation of a run, from the last one without any, and returns (T,)."""
     flags = stored_flags(run)
     steps, values = stack([curve(run)])
-    gflop = gflop_per_step(variant.method, flags["env_id"], **{"hidden_dim": flags["hidden_dim"]} | variant.flags)
+    gflop = variant_gflop(variant, flags["env_id"], flags["hidden_dim"])
     trained = np.clip(steps - flags["learning_starts"], 0, None)
     start = max(0, np.searchsorted(trained, 0, "right") - 1)
     return trained[start:] * gflop / 1e6, values[0, start:]
@@ -307,7 +312,7 @@ def against_flops(run: Path, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
 def draw_compute(results: Results) -> str:
     """Returns against the FLOPs of training, as far as OMNet's runs go; areas under these curves at equal FLOPs."""
     tasks, omnet, rows, fewest = results.tasks(), Variant("omnet-sac"), [], NUM_SEEDS
-    fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 4 * len(tasks), 3.8), squeeze=False, layout="constrained")
+    fig, axes = panels(tasks)
     for axis, env_id in zip(axes[0], tasks):
         omnet_runs = results.runs(omnet, env_id)
         omnet_curves = [against_flops(run, omnet) for run in omnet_runs]
@@ -326,9 +331,7 @@ def draw_compute(results: Results) -> str:
             fewest = min(fewest, len(runs))
         axis.set(title=env_id, xlabel="PFLOP of training", ylabel="return")
         axis.locator_params(axis="x", nbins=5)
-    legend(fig, axes)
-    fig.suptitle(results.title(fewest, {}))
-    results.save(fig, results.name)
+    finish(results, fig, axes, fewest, {})
     header = "task | method | seeds | PFLOP | area under the curve to there [95%] | OMNet's to there [95%]"
     return markdown(f"{header} | P(better than OMNet at equal FLOPs) [95%]", rows)
 
@@ -336,7 +339,7 @@ def draw_compute(results: Results) -> str:
 def draw_widths(results: Results) -> str:
     """What methods return at each width of the hidden layers: a panel per task, a line per method."""
     tasks, rows, counts = results.tasks(), [], []
-    fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 4 * len(tasks), 3.8), squeeze=False, layout="constrained")
+    fig, axes = panels(tasks)
     for axis, env_id in zip(axes[0], tasks):
         for k, (title, variant) in enumerate(results.figure.variants.items()):
             areas = {}
@@ -351,9 +354,7 @@ def draw_widths(results: Results) -> str:
         axis.set_xscale("log", base=2)
         axis.set(xlabel="width of the hidden layers", ylabel="area under the curve", title=env_id)
         axis.set_xticks(results.figure.widths, results.figure.widths)
-    legend(fig, axes)
-    fig.suptitle(results.title(min(counts), {}))
-    results.save(fig, results.name)
+    finish(results, fig, axes, min(counts), {})
     return markdown("task | method | width | seeds | area under the curve [95%] | P(better than OMNet) [95%]", rows)
 
 
