@@ -611,6 +611,7 @@ assert plan(runs) == ([], {})
 
 
 @RAY
+@PAPER
 def test_a_sweep_on_a_cluster_of_two_nodes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
