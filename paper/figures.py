@@ -11,6 +11,7 @@ bootstrap intervals over seeds.
 import csv
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -42,6 +43,7 @@ from paper.stats import (
     line_style,
     markdown,
     normalised,
+    ratio_text,
     read,
     score,
     stack,
@@ -111,11 +113,16 @@ class Results:
         tasks = self.env_ids or [*getattr(self.figure, self.protocol), *sorted(found - {*known, ""})]
         return [env_id for env_id in tasks if any(self.runs(v, env_id) for v in variants)]
 
-    def title(self, fewest_seeds: int, steps: dict[str, int]) -> str:
+    def title(self, seeds: list[int], steps: dict[str, int]) -> str:
         """The figure's name, and what a title must admit: a miniature, another width, fewer seeds or steps."""
+        fewest, most = min(seeds), max(seeds)
         told = ["in miniature"] if self.protocol == "small" else []
         told += [f"width {self.width}"] if self.width != PROTOCOLS[self.protocol].flags["hidden_dim"] else []
-        told += [f"{fewest_seeds} of {NUM_SEEDS} seeds"] if fewest_seeds < NUM_SEEDS else []
+        told += (
+            [f"{fewest if fewest == most else f'{fewest} to {most}'} of {NUM_SEEDS} seeds"]
+            if fewest < NUM_SEEDS
+            else []
+        )
         short = [(n, self.size(e)["total_timesteps"]) for e, n in steps.items() if n < self.size(e)["total_timesteps"]]
         told += ["{:,} of {:,} steps".format(*max(short))] if short else []
         return self.name + (f" ({', '.join(told)})" if told else "")
@@ -140,11 +147,11 @@ def panels(tasks: list[str], height: float = 3.8, rows: int = 1):
     return plt.subplots(rows, len(tasks), figsize=size, squeeze=False, layout="constrained")
 
 
-def finish(results: Results, fig, axes, fewest: int, longest: dict[str, int]) -> None:
+def finish(results: Results, fig, axes, seeds: list[int], longest: dict[str, int]) -> None:
     """One legend for all panels, beside them; title; the file."""
     labels = {label: line for axis in np.ravel(axes) for line, label in zip(*axis.get_legend_handles_labels())}
     fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False)
-    fig.suptitle(results.title(fewest, longest))
+    fig.suptitle(results.title(seeds, longest), x=0.02, ha="left", fontsize=11)  # not under the legend
     results.save(fig, results.name)
 
 
@@ -162,36 +169,32 @@ def shared_areas(runs: list[Path], others: list[Path]) -> tuple[np.ndarray, np.n
     return area(values[: len(runs)]), area(values[len(runs) :])
 
 
-def better_than_omnet(results: Results, env_id: str, runs: list[Path], width: int | None = None) -> str:
-    """The probability of improvement over OMNet, by area under the curve; empty where that says nothing."""
-    omnet = results.runs(Variant("omnet-sac"), env_id, width)
-    if not omnet or omnet == runs:
-        return ""
-    return improvement_text(*([areas] for areas in shared_areas(runs, omnet)))
+def better(runs: list[Path], omnet: list[Path]) -> str:
+    """The probability of improvement over OMNet's runs, by area under the curve; empty where that says nothing."""
+    return improvement_text(*([areas] for areas in shared_areas(runs, omnet))) if omnet and omnet != runs else ""
 
 
 def draw_curves(results: Results) -> str:
     """One panel per task, a curve with its interval per variant; the published curves in grey. Returns the table."""
-    tasks, rows = results.tasks(), []
+    tasks, rows, seeds, longest = results.tasks(), [], [], {}
     fig, axes = panels(tasks)
-    fewest, longest = NUM_SEEDS, {}
     for axis, env_id in zip(axes[0], tasks):
+        omnet = results.runs(Variant("omnet-sac"), env_id)
         for k, (title, variant) in enumerate(results.figure.variants.items()):
             runs = results.runs(variant, env_id)
             if not runs:
                 continue
             steps, values = stack([curve(run) for run in runs])
-            fewest = min(fewest, len(runs))
+            seeds.append(len(runs))
             longest[env_id] = max(longest.get(env_id, steps), steps, key=lambda s: s[-1])
             draw(axis, steps, values, k, title)
             scores = last_sixth(steps, values)
             summary = interval(scores), interval(scores, iqm), interval(area(values))
-            better = better_than_omnet(results, env_id, runs)
-            rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *summary, better])
+            rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *summary, better(runs, omnet)])
         if results.protocol == "paper":
             rows += draw_published(axis, env_id, longest[env_id])
         axis.set(title=env_id, xlabel="environment steps", ylabel="return")
-    finish(results, fig, axes, fewest, {env_id: steps[-1] for env_id, steps in longest.items()})
+    finish(results, fig, axes, seeds, {env_id: steps[-1] for env_id, steps in longest.items()})
     header = "task | method | seeds | steps | score (last sixth), mean [95%] | IQM [95%] | area under the curve [95%]"
     return markdown(f"{header} | P(better than OMNet) [95%]", rows)
 
@@ -212,7 +215,7 @@ def draw_published(axis, env_id: str, steps: np.ndarray) -> list[list]:
 
 def draw_recorded(results: Results, columns: dict[str, str]) -> str:
     """A panel per task and column of bias.csv (by its label), a curve per variant that has it. Returns the table."""
-    tasks, rows, fewest, longest = results.tasks(), {}, NUM_SEEDS, {}
+    tasks, rows, seeds, longest = results.tasks(), {}, [], {}
     fig, axes = panels(tasks, 0.8 + 3 * len(columns), len(columns))
     for (label, column), line in zip(columns.items(), axes):
         for axis, env_id in zip(line, tasks):
@@ -222,14 +225,15 @@ def draw_recorded(results: Results, columns: dict[str, str]) -> str:
                 if not runs:
                     continue
                 steps, values = stack([curve(run, "bias.csv", column) for run in runs])
-                fewest, longest[env_id] = min(fewest, len(runs)), max(longest.get(env_id, 0), steps[-1])
+                seeds.append(len(runs))
+                longest[env_id] = max(longest.get(env_id, 0), steps[-1])
                 draw(axis, steps, values, k, title)
                 row = rows.setdefault((env_id, title), [len(runs), f"{steps[-1]:,}"] + [""] * len(columns))
                 row[2 + list(columns).index(label)] = interval(values[:, -1], digits=3)
             axis.set(title=env_id, xlabel="environment steps", ylabel=label)
             if column == "normalised_mean":
                 axis.set_yscale("symlog", linthresh=0.1)  # small biases and huge ones, the paper's two panels, in one
-    finish(results, fig, axes, fewest, longest)
+    finish(results, fig, axes, seeds, longest)
     header = " | ".join(["task | method | seeds | steps", *(f"last {label} [95%]" for label in columns)])
     return markdown(header, [[*key, *row] for key, row in rows.items()])
 
@@ -269,7 +273,7 @@ def variant_gflop(variant: Variant, env_id: str, hidden_dim: int) -> float:
 
 def draw_efficiency(results: Results) -> str:
     """Figure 3: what every method that was run is worth, against its training FLOPs relative to REDQ's."""
-    tasks, rows, groups, fewest = results.tasks(), [], defaultdict(dict), NUM_SEEDS
+    tasks, rows, groups, seeds = results.tasks(), [], defaultdict(dict), []
     variants = results.figure.also | results.figure.variants
     variants = {variant.name: (title, variant) for title, variant in variants.items()}
     order = {title: k for k, title in enumerate(results.figure.variants | results.figure.also)}
@@ -278,6 +282,7 @@ def draw_efficiency(results: Results) -> str:
         runs = {title: results.runs(variant, env_id) for title, variant in variants.values()}
         runs = {title: runs[title] for title in sorted(runs, key=order.get) if runs[title]}
         worth, name = scale(results, env_id, runs)
+        omnet = results.runs(Variant("omnet-sac"), env_id)
         of = {title: variant for title, variant in variants.values()}
         for title, values in worth.items():
             width, k = stored_flags(runs[title][0])["hidden_dim"], order[title]
@@ -285,16 +290,17 @@ def draw_efficiency(results: Results) -> str:
             marker = {"marker": "osD^v<>P*X"[k // 9 % 10], "color": COLORS[k % 9], "linestyle": ""}
             draw_means(axis, {dense: values}, label=title, **marker)
             sparse = f"{dense * kept_share(of[title]):.3f}"
-            better = better_than_omnet(results, env_id, runs[title])
-            rows.append([env_id, title, len(values), f"{dense:.3f}", sparse, interval(values, digits=2), better])
-            groups[title][env_id], fewest = values, min(fewest, len(values))
+            told = f"{dense:.3f}", sparse, interval(values, digits=2), better(runs[title], omnet)
+            rows.append([env_id, title, len(values), *told])
+            seeds.append(len(values))
+            groups[title][env_id] = values
         axis.set(xscale="log", xlabel="training FLOPs relative to REDQ", title=env_id, ylabel=name)
         axis.xaxis.set_minor_formatter(NullFormatter())
     for title, by_task in groups.items():
         if len(tasks) > 1 and by_task.keys() == set(tasks):
             summary = f"{iqm_text([*by_task.values()])} (IQM)"
             rows.append([f"all {len(tasks)}", title, min(map(len, by_task.values())), "", "", summary, ""])
-    finish(results, fig, axes, fewest, {})
+    finish(results, fig, axes, seeds, {})
     header = "task | method | seeds | FLOPs / REDQ, dense | masked entries not counted | score, normalised [95%]"
     return markdown(f"{header} | P(better than OMNet) [95%]", rows)
 
@@ -311,7 +317,7 @@ def against_flops(run: Path, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
 
 def draw_compute(results: Results) -> str:
     """Returns against the FLOPs of training, as far as OMNet's runs go; areas under these curves at equal FLOPs."""
-    tasks, omnet, rows, fewest = results.tasks(), Variant("omnet-sac"), [], NUM_SEEDS
+    tasks, omnet, rows, seeds = results.tasks(), Variant("omnet-sac"), [], []
     fig, axes = panels(tasks)
     for axis, env_id in zip(axes[0], tasks):
         omnet_runs = results.runs(omnet, env_id)
@@ -328,34 +334,50 @@ def draw_compute(results: Results) -> str:
             if omnet_runs and runs != omnet_runs:
                 told = [interval(area(omnets)), improvement_text([areas], [area(omnets)])]
             rows.append([env_id, title, len(runs), f"{pflop[-1]:.3g}", interval(areas), *told])
-            fewest = min(fewest, len(runs))
+            seeds.append(len(runs))
         axis.set(title=env_id, xlabel="PFLOP of training", ylabel="return")
         axis.locator_params(axis="x", nbins=5)
-    finish(results, fig, axes, fewest, {})
+    finish(results, fig, axes, seeds, {})
     header = "task | method | seeds | PFLOP | area under the curve to there [95%] | OMNet's to there [95%]"
     return markdown(f"{header} | P(better than OMNet at equal FLOPs) [95%]", rows)
 
 
-def draw_widths(results: Results) -> str:
-    """What methods return at each width of the hidden layers: a panel per task, a line per method."""
-    tasks, rows, counts = results.tasks(), [], []
+def at_widths(results: Results, env_id: str) -> dict[str, dict[int, list[Path]]]:
+    """The runs of each method at each width of the hidden layers."""
+    figure = results.figure
+    return {t: {width: results.runs(v, env_id, width) for width in figure.widths} for t, v in figure.variants.items()}
+
+
+def at_noise(results: Results, env_id: str) -> dict[str, dict[float, list[Path]]]:
+    """The runs of each method at each scale of the observation noise."""
+    found = defaultdict(dict)
+    for title, variant in results.figure.variants.items():
+        found[title.rsplit(" ", 1)[0]][variant.flags.get("obs_noise", 0.0)] = results.runs(variant, env_id)
+    return found
+
+
+def draw_against(results: Results, label: str, runs_at: Callable) -> str:
+    """What methods return at each value of what `label` names: a panel per task, a line per method. Returns the table,
+    in which OMNet is that at the same value."""
+    tasks, rows, seeds = results.tasks(), [], []
     fig, axes = panels(tasks)
     for axis, env_id in zip(axes[0], tasks):
-        for k, (title, variant) in enumerate(results.figure.variants.items()):
-            areas = {}
-            for width in results.figure.widths:
-                if runs := results.runs(variant, env_id, width):
-                    areas[width] = area(stack([curve(run) for run in runs])[1])
-                    better = better_than_omnet(results, env_id, runs, width)
-                    rows.append([env_id, title, width, len(runs), interval(areas[width]), better])
-                    counts.append(len(runs))
+        found = runs_at(results, env_id)
+        values = [*found["OMNet"]]
+        for k, (title, by_value) in enumerate(found.items()):
+            areas = {x: area(stack([curve(run) for run in runs])[1]) for x, runs in by_value.items() if runs}
+            for x in areas:
+                change = ratio_text(areas[x], areas[values[0]]) if x != values[0] in areas else ""
+                told = interval(areas[x]), better(by_value[x], found["OMNet"][x]), change
+                rows.append([env_id, title, x, len(areas[x]), *told])
+                seeds.append(len(areas[x]))
             if areas:
-                draw_means(axis, areas, label=title, marker="o", **line_style(k))
-        axis.set_xscale("log", base=2)
-        axis.set(xlabel="width of the hidden layers", ylabel="area under the curve", title=env_id)
-        axis.set_xticks(results.figure.widths, results.figure.widths)
-    finish(results, fig, axes, min(counts), {})
-    return markdown("task | method | width | seeds | area under the curve [95%] | P(better than OMNet) [95%]", rows)
+                draw_means(axis, {values.index(x): areas[x] for x in areas}, label=title, marker="o", **line_style(k))
+        axis.set(xlabel=label, ylabel="area under the curve", title=env_id)
+        axis.set_xticks(range(len(values)), values)
+    finish(results, fig, axes, seeds, {})
+    header = f"task | method | {label} | seeds | area under the curve [95%] | P(better than OMNet) [95%]"
+    return markdown(f"{header} | relative to that at {values[0]} [95%]", rows)
 
 
 # The maze: Figures 5, 6, 7
@@ -448,7 +470,7 @@ def draw_maze(results: Results) -> str:
     (env_id,), starts = MAZE_ID, MAZE["learning_starts"]
     runs = {title: results.runs(variant, env_id) for title, variant in results.figure.variants.items()}
     runs = {title: found for title, found in runs.items() if found}
-    note = results.title(min(map(len, runs.values())), {}).removeprefix(results.name)
+    note = results.title([*map(len, runs.values())], {}).removeprefix(results.name)
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained", width_ratios=[1, 1.4])
     maze_map(left)
@@ -511,11 +533,13 @@ DIVERSITY = {"spread of Q / mean return": "normalised_spread", "mean - min of tw
 DIVERSITY |= {"correlation of errors": "error_correlation", "distance of actions": "action_distance"}
 DRAW = {name: draw_curves for name in FIGURES}
 DRAW |= {name: partial(draw_recorded, columns=BIAS) for name in ("fig4", "bias-all-tasks")}
+NOISY = partial(draw_against, label="scale of the observation noise", runs_at=at_noise)
+DRAW |= {"fig8": NOISY, "noise-all-tasks": NOISY}
 DRAW |= {
     "fig3": draw_efficiency,
     "compute": draw_compute,
     "fig5-7": draw_maze,
-    "widths": draw_widths,
+    "widths": partial(draw_against, label="width of the hidden layers", runs_at=at_widths),
     "diversity": partial(draw_recorded, columns=DIVERSITY),
     "overview": draw_overview,
 }

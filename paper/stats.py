@@ -130,6 +130,17 @@ def interval(values: list[float] | np.ndarray, statistic: Callable = np.mean, di
     return f"{point} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def ratio_text(values: np.ndarray, reference: np.ndarray) -> str:
+    """`ratio [low, high]` of the means of two groups of seeds; empty where the reference's is not positive."""
+    if reference.mean() <= 0:
+        return ""
+    ratio = f"{values.mean() / reference.mean():.2f}"
+    if min(len(values), len(reference)) < 2:
+        return ratio
+    low, high = bootstrap([values, reference], lambda sample: sample[0].mean() / sample[1].mean())
+    return f"{ratio} [{low:.2f}, {high:.2f}]"
+
+
 def iqm_text(groups: list[np.ndarray]) -> str:
     """`IQM [low, high]` of the scores (seeds,) of several tasks; without an interval if one has but one seed."""
     point = f"{iqm(np.concatenate(groups)):.2f}"

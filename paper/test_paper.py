@@ -926,7 +926,7 @@ def test_every_figure_is_drawn_from_raw_files(tmp_path, capsys, monkeypatch):
         table = (tmp_path / "figures" / f"{name}.md").read_text()
         assert table.startswith("| ") and table in capsys.readouterr().out
         for title in figures.FIGURES[name].variants | figures.FIGURES[name].also:
-            assert title in table
+            assert title in table.replace(" | ", " "), "a scale of noise has a column of its own"
     drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert drawn == set(figures.FIGURES) - {"fig5-7"} | {"fig5", "fig6", "fig7"}
     with pytest.raises(SystemExit):
@@ -993,7 +993,33 @@ def test_widths_are_compared_with_omnet_of_the_same_width(tmp_path):
 )
 def test_titles_say_of_what_size_the_runs_are(protocol, words, title):
     results = figures.Results("fig2a", figures.Flags(protocol=protocol), words)
-    assert results.title(figures.NUM_SEEDS, {}) == title
+    assert results.title([figures.NUM_SEEDS], {}) == title
+
+
+@PAPER
+def test_titles_say_of_how_many_seeds_the_panels_are():
+    results = figures.Results("fig2a", figures.Flags(), [])
+    assert results.title([10, 3, 5], {}) == "fig2a (3 to 10 of 10 seeds)"
+    assert results.title([3, 3], {}) == "fig2a (3 of 10 seeds)"
+
+
+@PAPER
+def test_methods_are_compared_at_the_same_noise_and_with_themselves_without(tmp_path):
+    for scale, omnet, redq in ((0.0, (4, 4), (10, 10)), (0.01, (3, 5), (2, 4)), (0.1, (2, 2), ())):
+        for method, values in (("omnet-sac", omnet), ("redq", redq)):
+            for seed, value in enumerate(values):
+                flags = {"env_id": "Pendulum-v1", "hidden_dim": 64, "obs_noise": scale, "seed": seed}
+                folder = f"{METHODS[method][1].method}_{scale}"
+                write_method_run(tmp_path / "small", method, {10: [value], 20: [value]}, folder, **flags)
+    figures.main(figures.Flags(("fig8",), protocol="small", results=tmp_path))
+    table = (tmp_path / "small" / "figures" / "fig8.md").read_text()
+    assert re.findall(r"Pendulum-v1 \| (.*?) \|\n", table) == [
+        "OMNet | 0.0 | 2 | 4 [4, 4] |  | ",
+        "OMNet | 0.01 | 2 | 4 [3, 5] |  | 1.00 [0.75, 1.25]",
+        "OMNet | 0.1 | 2 | 2 [2, 2] |  | 0.50 [0.50, 0.50]",
+        "REDQ | 0.0 | 2 | 10 [10, 10] | 1.00 [1.00, 1.00] | ",
+        "REDQ | 0.01 | 2 | 3 [2, 4] | 0.25 [0.00, 1.00] | 0.30 [0.20, 0.40]",
+    ]
 
 
 @PAPER
