@@ -77,6 +77,11 @@ METHODS = {
 }
 
 
+def table_dropout(num_critics: int, env_id: str) -> float:
+    """The probability of dropout that `--dropout None` stands for."""
+    return DROPOUT[1 if num_critics == 1 else 2].get(env_id, 0.01)
+
+
 def balanced(p_one: torch.Tensor, num_subnets: int, generator: torch.Generator) -> torch.Tensor:
     """Masks (N, n) with parameter j in N * p_one[j] of them, rounded at random to a whole number of this mean."""
     rank = torch.rand(num_subnets, len(p_one), generator=generator, device=p_one.device).argsort(0).argsort(0)
@@ -155,8 +160,7 @@ class EnsembleSAC(OMNetSAC):
 
     def make_networks(self) -> tuple[OMNet, OMNet]:
         args = self.args
-        table = DROPOUT[1 if args.num_critics == 1 else 2]
-        dropout = table.get(args.env_id, 0.01) if args.dropout is None else args.dropout
+        dropout = table_dropout(args.num_critics, args.env_id) if args.dropout is None else args.dropout
 
         def make_critic() -> nn.Module:
             net = mlp(self.obs_dim + self.action_dim, 1, args.hidden_dim).to(args.device)

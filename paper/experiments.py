@@ -18,7 +18,7 @@ from typing import Literal
 import tyro
 
 from omnet_sac import check_args
-from paper.baselines import METHODS
+from paper.baselines import METHODS, table_dropout
 from paper.flops import sizes
 from paper.sweep import (
     PROTOCOLS,
@@ -144,11 +144,15 @@ FIGURES = {
 NAMES = {name: name for name in FIGURES} | {f"fig{k}": "fig5-7" for k in (5, 6, 7)}
 
 
-def sized(variant: Variant, protocol: str, total_timesteps: int) -> Variant:
-    """`variant` at a protocol's size: in miniature, SR-SAC resets after a third of the steps, as 100K are of 300K."""
-    if protocol == "paper" or not METHODS[variant.method][1].__dict__.get("reset_interval"):
-        return variant
-    return Variant(variant.method, variant.flags | {"reset_interval": total_timesteps // 3})
+def on_task(variant: Variant, env_id: str, protocol: str, total_timesteps: int) -> Variant:
+    """`variant` as it is run: in miniature, SR-SAC resets after a third of the steps, as 100K are of 300K; a task's own
+    rate of dropout is DroQ's default, whose runs need not be made twice."""
+    default, flags = METHODS[variant.method][1].__dict__, variant.flags
+    if protocol == "small" and default.get("reset_interval"):
+        return Variant(variant.method, flags | {"reset_interval": total_timesteps // 3})
+    if "dropout" in flags and flags["dropout"] == table_dropout(default["num_critics"], env_id):
+        return Variant(variant.method, {name: value for name, value in flags.items() if name != "dropout"})
+    return variant
 
 
 @dataclass
@@ -181,7 +185,7 @@ def figure_runs(flags: Flags, words: list[str] = ()) -> list[Run]:
             sizes(env_id)
         for env_id, seed, variant in product(tasks, seeds, figure.variants.values()):
             size = protocol.size(env_id) | figure.flags | asked[variant.method] | device
-            variant = sized(variant, flags.protocol, size["total_timesteps"])
+            variant = on_task(variant, env_id, flags.protocol, size["total_timesteps"])
             for width in figure.widths or (size["hidden_dim"],):
                 run_dir = size_folder(flags.results, flags.protocol, width) / variant.name
                 where = {"env_id": env_id, "seed": seed, "run_dir": run_dir, "hidden_dim": width}

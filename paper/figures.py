@@ -27,7 +27,7 @@ from matplotlib.ticker import NullFormatter
 from maze_env import GOAL, GOAL_RADIUS, START, WALLS
 from omnet_sac import UsageError
 from paper.baselines import METHODS
-from paper.experiments import FIGURES, MAZE, MAZE_ID, NAMES, Variant, sized
+from paper.experiments import FIGURES, MAZE, MAZE_ID, NAMES, Variant, on_task
 from paper.flops import gflop_per_step
 from paper.stats import (
     COLORS,
@@ -101,7 +101,7 @@ class Results:
 
     def runs(self, variant: Variant, env_id: str, width: int | None = None) -> list[Path]:
         """The folders of the finished runs of a variant, all of one size, by seed; None: of the figure's width."""
-        variant = sized(variant, self.protocol, self.size(env_id)["total_timesteps"])
+        variant = on_task(variant, env_id, self.protocol, self.size(env_id)["total_timesteps"])
         folder = size_folder(self.root, self.protocol, width or self.width)
         return finished_runs(folder, variant.method, env_id, self.asked(variant) | variant.flags)
 
