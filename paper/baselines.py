@@ -177,10 +177,10 @@ class EnsembleSAC(OMNetSAC):
         return q.amin(0, keepdim=True) if self.args.actor_minimum and is_actor_loss else q
 
     def update(self, buffer: ReplayBuffer) -> dict[str, float]:
-        metrics = super().update(buffer)
-        if self.args.reset_interval and buffer.added % self.args.reset_interval == 0:
+        done = buffer.added - 1  # not with the step itself, after which the agent may be evaluated
+        if self.args.reset_interval and done and done % self.args.reset_interval == 0:
             self.reset()
-        return metrics
+        return super().update(buffer)
 
     def reset(self) -> None:
         """Fresh networks, target, optimizers and alpha; random state and step count go on."""
