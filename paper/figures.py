@@ -282,7 +282,6 @@ def draw_efficiency(results: Results) -> str:
         runs = {title: results.runs(variant, env_id) for title, variant in variants.values()}
         runs = {title: runs[title] for title in sorted(runs, key=order.get) if runs[title]}
         worth, name = scale(results, env_id, runs)
-        omnet = results.runs(Variant("omnet-sac"), env_id)
         of = {title: variant for title, variant in variants.values()}
         for title, values in worth.items():
             width, k = stored_flags(runs[title][0])["hidden_dim"], order[title]
@@ -290,7 +289,7 @@ def draw_efficiency(results: Results) -> str:
             marker = {"marker": "osD^v<>P*X"[k // 9 % 10], "color": COLORS[k % 9], "linestyle": ""}
             draw_means(axis, {dense: values}, label=title, **marker)
             sparse = f"{dense * kept_share(of[title]):.3f}"
-            told = f"{dense:.3f}", sparse, interval(values, digits=2), better(runs[title], omnet)
+            told = f"{dense:.3f}", sparse, interval(values, digits=2), better(runs[title], runs.get("OMNet", []))
             rows.append([env_id, title, len(values), *told])
             seeds.append(len(values))
             groups[title][env_id] = values
@@ -363,19 +362,14 @@ def draw_against(results: Results, label: str, runs_at: Callable) -> str:
     fig, axes = panels(tasks)
     for axis, env_id in zip(axes[0], tasks):
         found = runs_at(results, env_id)
-        values = [*found["OMNet"]]
+        first, *_ = values = [*found["OMNet"]]
         for k, (title, by_value) in enumerate(found.items()):
             curves = {x: stack([curve(run) for run in runs]) for x, runs in by_value.items() if runs}
             areas = {x: area(returns) for x, (_, returns) in curves.items()}
             for x in areas:
-                change = ratio_text(areas[x], areas[values[0]]) if x != values[0] in areas else ""
-                told = (
-                    interval(areas[x]),
-                    better(by_value[x], found["OMNet"][x]),
-                    change,
-                    interval(last_sixth(*curves[x])),
-                )
-                rows.append([env_id, title, x, len(areas[x]), *told])
+                told = [interval(areas[x]), better(by_value[x], found["OMNet"][x])]
+                told += [ratio_text(areas[x], areas[first]) if x != first and first in areas else ""]
+                rows.append([env_id, title, x, len(areas[x]), *told, interval(last_sixth(*curves[x]))])
                 seeds.append(len(areas[x]))
             if areas:
                 draw_means(axis, {values.index(x): areas[x] for x in areas}, label=title, marker="o", **line_style(k))
@@ -383,7 +377,7 @@ def draw_against(results: Results, label: str, runs_at: Callable) -> str:
         axis.set_xticks(range(len(values)), values)
     finish(results, fig, axes, seeds, {})
     header = f"task | method | {label} | seeds | area under the curve [95%] | P(better than OMNet) [95%]"
-    return markdown(f"{header} | area relative to that at {values[0]} [95%] | score (last sixth) [95%]", rows)
+    return markdown(f"{header} | area relative to that at {first} [95%] | score (last sixth) [95%]", rows)
 
 
 # The maze: Figures 5, 6, 7

@@ -121,42 +121,35 @@ def verdict(xs: list[np.ndarray], ys: list[np.ndarray]) -> str:
     return f"undecided: about {max(1, needed)} more seeds per task would decide at the effect seen"
 
 
-def interval(values: list[float] | np.ndarray, statistic: Callable = np.mean, digits: int = 0) -> str:
-    """`mean [low, high]` over seeds; without an interval if there is but one."""
-    point = f"{statistic(values):.{digits}f}"
-    if len(values) < 2:
+def told(groups: list[np.ndarray], statistic: Callable, digits: int) -> str:
+    """`statistic(groups) [low, high]`; without an interval if a group has but one seed."""
+    point = f"{statistic(groups):.{digits}f}"
+    if min(map(len, groups)) < 2:
         return point
-    low, high = bootstrap([np.array(values)], lambda groups: statistic(groups[0]))
+    low, high = bootstrap(groups, statistic)
     return f"{point} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def interval(values: list[float] | np.ndarray, statistic: Callable = np.mean, digits: int = 0) -> str:
+    """`mean [low, high]` over seeds."""
+    return told([np.array(values)], lambda sample: statistic(sample[0]), digits)
 
 
 def ratio_text(values: np.ndarray, reference: np.ndarray) -> str:
     """`ratio [low, high]` of the means of two groups of seeds; empty where the reference's is not positive."""
     if reference.mean() <= 0:
         return ""
-    ratio = f"{values.mean() / reference.mean():.2f}"
-    if min(len(values), len(reference)) < 2:
-        return ratio
-    low, high = bootstrap([values, reference], lambda sample: sample[0].mean() / sample[1].mean())
-    return f"{ratio} [{low:.2f}, {high:.2f}]"
+    return told([values, reference], lambda sample: sample[0].mean() / sample[1].mean(), 2)
 
 
 def iqm_text(groups: list[np.ndarray]) -> str:
-    """`IQM [low, high]` of the scores (seeds,) of several tasks; without an interval if one has but one seed."""
-    point = f"{iqm(np.concatenate(groups)):.2f}"
-    if min(map(len, groups)) < 2:
-        return point
-    low, high = bootstrap(groups, lambda sample: iqm(np.concatenate(sample)))
-    return f"{point} [{low:.2f}, {high:.2f}]"
+    """`IQM [low, high]` of the scores (seeds,) of several tasks."""
+    return told(groups, lambda sample: iqm(np.concatenate(sample)), 2)
 
 
 def improvement_text(xs: list[np.ndarray], ys: list[np.ndarray]) -> str:
-    """`probability [low, high]` of improvement; without an interval if a group has but one seed."""
-    point = f"{improvement(xs, ys):.2f}"
-    if min(len(seeds) for seeds in (*xs, *ys)) < 2:
-        return point
-    low, high = improvement_interval(xs, ys)
-    return f"{point} [{low:.2f}, {high:.2f}]"
+    """`probability [low, high]` of improvement."""
+    return told([*xs, *ys], lambda sample: improvement(sample[: len(xs)], sample[len(xs) :]), 2)
 
 
 def markdown(header: str, rows: list[list]) -> str:
