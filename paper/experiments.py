@@ -40,16 +40,23 @@ from paper.sweep import (
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with flags that differ from its defaults."""
+    """A method with flags, by name."""
 
     method: str
     flags: dict = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
-        """The folder of its runs: redq, omnet_sac__sparsity_0.2, ..."""
-        flags = (f"{key}_{value}" for key, value in sorted(self.flags.items()))
-        return "__".join([METHODS[self.method][1].method, *flags])
+        """The folder of its runs, by flags that differ from the method's defaults: redq, omnet_sac__sparsity_0.2, ...;
+        without the width, for which the folder around it stands."""
+        default = METHODS[self.method][1]
+        different = {key: value for key, value in self.flags.items() if value != getattr(default, key)}
+        different.pop("hidden_dim", None)
+        return "__".join([default.method, *(f"{key}_{value}" for key, value in sorted(different.items()))])
+
+    def at(self, **flags) -> "Variant":
+        """This one, with further flags."""
+        return Variant(self.method, self.flags | flags)
 
 
 SUITE = tuple(PROTOCOLS["small"].tasks)
@@ -58,14 +65,22 @@ SHORT = PROTOCOLS["small"].compared
 
 @dataclass(frozen=True)
 class Figure:
-    """Variants by their names in the legend, each of which runs on every task of the protocol."""
+    """Variants by their names in the legend, each of which runs on every task of the protocol.
+
+    `along` has one flag, with values at each of which every variant runs: what the figure is drawn against.
+    """
 
     variants: dict[str, Variant]
     paper: tuple[str, ...] = TASKS
     small: tuple[str, ...] = SUITE
     flags: dict = field(default_factory=dict)  # in place of the protocol's
-    widths: tuple[int, ...] = ()  # of the hidden layers, in place of the protocol's
+    along: dict[str, tuple] = field(default_factory=dict)
     also: dict[str, Variant] = field(default_factory=dict)  # drawn where they were run for another figure
+
+    def every_variant(self) -> list[Variant]:
+        """All that is run."""
+        settings = [dict(zip(self.along, values)) for values in product(*self.along.values())]
+        return [variant.at(**setting) for variant in self.variants.values() for setting in settings]
 
 
 def omnet(**flags) -> Variant:
@@ -88,17 +103,8 @@ DROQ = {f"DroQ p={p}": Variant("droq", {"dropout": p}) for p in (0.001, 0.003, 0
 SIN_DROQ = {f"Sin-DroQ p={p}": Variant("sin-droq", {"dropout": p}) for p in (0.001, 0.01, 0.1)}
 BIASED = {label: (MULTIPLE | SINGLE)[label] for label in ("REDQ", "DroQ", "SAC-20", "Sin-SAC", "Sin-DroQ")}
 BIASED = OURS | BIASED | NO_OMNET
-NOISE = 0.0, 0.01, 0.03, 0.1  # the paper's scales are in a picture that its text does not give
-
-
-def noisy(variants: dict[str, Variant]) -> dict[str, Variant]:
-    return {
-        f"{label} {scale}": Variant(v.method, v.flags | ({"obs_noise": scale} if scale else {}))
-        for label, v in variants.items()
-        for scale in NOISE
-    }
-
-
+NOISE = {"obs_noise": (0.0, 0.01, 0.03, 0.1)}  # the paper's scales are in a picture that its text does not give
+WIDTHS = {"hidden_dim": (64, 128, 256)}
 MAZE = {"total_timesteps": 8_000, "learning_starts": 1_000, "eval_interval": 200, "eval_episodes": 5}
 MAZE |= {"trajectory_interval": 200, "bias_interval": 0, "checkpoint_interval": 1_000}
 MAZE_ID = ("maze_env:Maze-v0",)
@@ -118,7 +124,7 @@ CONTROLS["OMNet, policy delay 4"] = omnet(policy_delay=4)
 CONTROLS["OMNet in the critic only, policy delay 4"] = omnet(actor_subnets=False, policy_delay=4)
 for rate in (6e-4, 1e-3):
     for label, variant in (OMNET | REDQ | NO_OMNET).items():
-        CONTROLS[f"{label}, learning rate {rate}"] = Variant(variant.method, variant.flags | {"learning_rate": rate})
+        CONTROLS[f"{label}, learning rate {rate}"] = variant.at(learning_rate=rate)
 WIDE = OURS | NO_OMNET | CRITIC_ONLY | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20")}
 
 FIGURES = {
@@ -128,16 +134,16 @@ FIGURES = {
     "compute": Figure(OURS | NO_OMNET | MULTIPLE | {"Sin-SAC": SINGLE["Sin-SAC"]}),
     "fig4": Figure(BIASED, ("Humanoid-v4",)),
     "fig5-7": Figure(AGENTS, MAZE_ID, MAZE_ID, MAZE),
-    "fig8": Figure(noisy(OURS | REDQ), ("Humanoid-v4",), (QUICK,)),
+    "fig8": Figure(OURS | REDQ, ("Humanoid-v4",), (QUICK,), along=NOISE),
     "fig9a": Figure(OURS | SPARSITIES, small=SHORT),
     "fig9b": Figure(OURS | NO_OMNET | SUBNETS | INFINITE, small=SHORT),
     "fig10": Figure(DROQ, small=(QUICK,)),
     "fig11": Figure(SIN_DROQ, small=(QUICK,)),
     "bias-all-tasks": Figure(BIASED),
-    "noise-all-tasks": Figure(noisy(OMNET | REDQ | {"DroQ": MULTIPLE["DroQ"]}), small=(QUICK,)),
+    "noise-all-tasks": Figure(OMNET | REDQ | {"DroQ": MULTIPLE["DroQ"]}, small=(QUICK,), along=NOISE),
     "masks": Figure(MASKS, small=SHORT),
     "controls": Figure(CONTROLS, small=SHORT),
-    "widths": Figure(WIDE, ("Hopper-v4",), (QUICK,), widths=(64, 128, 256)),
+    "widths": Figure(WIDE, ("Hopper-v4",), (QUICK,), along=WIDTHS),
     "diversity": Figure(DIVERSE),
     "overview": Figure(OURS | NO_OMNET | REDQ | {"SAC": MULTIPLE["SAC"]}, ("Hopper-v4",), (QUICK,)),
 }
@@ -149,7 +155,7 @@ def on_task(variant: Variant, env_id: str, protocol: str, total_timesteps: int) 
     rate of dropout is DroQ's default, whose runs need not be made twice."""
     default, flags = METHODS[variant.method][1].__dict__, variant.flags
     if protocol == "small" and default.get("reset_interval"):
-        return Variant(variant.method, flags | {"reset_interval": total_timesteps // 3})
+        return variant.at(reset_interval=total_timesteps // 3)
     if "dropout" in flags and flags["dropout"] == table_dropout(default["num_critics"], env_id):
         return Variant(variant.method, {name: value for name, value in flags.items() if name != "dropout"})
     return variant
@@ -177,21 +183,20 @@ def figure_runs(flags: Flags, words: list[str] = ()) -> list[Run]:
     """The runs that the figures ask for, each once, finished ones included. Raises UsageError where one cannot work."""
     runs, protocol = {}, PROTOCOLS[flags.protocol]
     figures = [FIGURES[name] for name in dict.fromkeys(NAMES[name] for name in flags.figures)]
-    asked = {v.method: typed_flags(v.method, words) for figure in figures for v in figure.variants.values()}
+    asked = {v.method: typed_flags(v.method, words) for figure in figures for v in figure.every_variant()}
     device = {"device": "cuda"} if flags.num_gpus else {}
     for figure in figures:
         tasks, seeds = flags.env_ids or getattr(figure, flags.protocol), range(1, flags.seeds + 1)
         for env_id in tasks:
             sizes(env_id)
-        for env_id, seed, variant in product(tasks, seeds, figure.variants.values()):
+        for env_id, seed, variant in product(tasks, seeds, figure.every_variant()):
             size = protocol.size(env_id) | figure.flags | asked[variant.method] | device
             variant = on_task(variant, env_id, flags.protocol, size["total_timesteps"])
-            for width in figure.widths or (size["hidden_dim"],):
-                run_dir = size_folder(flags.results, flags.protocol, width) / variant.name
-                where = {"env_id": env_id, "seed": seed, "run_dir": run_dir, "hidden_dim": width}
-                run = method_run(variant.method, size | variant.flags | where)
-                check_args(dataclasses.replace(METHODS[variant.method][1], **run.flags))
-                runs.setdefault(run.name, run)
+            size |= variant.flags
+            run_dir = size_folder(flags.results, flags.protocol, size["hidden_dim"]) / variant.name
+            run = method_run(variant.method, size | {"env_id": env_id, "seed": seed, "run_dir": run_dir})
+            check_args(dataclasses.replace(METHODS[variant.method][1], **run.flags))
+            runs.setdefault(run.name, run)
     return [beside(run) for run in runs.values()]
 
 

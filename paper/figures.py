@@ -11,7 +11,6 @@ bootstrap intervals over seeds.
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -99,15 +98,15 @@ class Results:
         """The flags of a run of this figure on a task, as the protocol has them."""
         return PROTOCOLS[self.protocol].size(env_id) | self.figure.flags
 
-    def runs(self, variant: Variant, env_id: str, width: int | None = None) -> list[Path]:
-        """The folders of the finished runs of a variant, all of one size, by seed; None: of the figure's width."""
+    def runs(self, variant: Variant, env_id: str) -> list[Path]:
+        """The folders of the finished runs of a variant, all of one size, by seed."""
         variant = on_task(variant, env_id, self.protocol, self.size(env_id)["total_timesteps"])
-        folder = size_folder(self.root, self.protocol, width or self.width)
+        folder = size_folder(self.root, self.protocol, variant.flags.get("hidden_dim", self.width))
         return finished_runs(folder, variant.method, env_id, self.asked(variant) | variant.flags)
 
     def tasks(self) -> list[str]:
         """The tasks to draw: those asked for, else the figure's and whatever else was run outside the protocol."""
-        variants, known = self.figure.variants.values(), (*PROTOCOLS[self.protocol].tasks, *MAZE_ID)
+        variants, known = self.figure.every_variant(), (*PROTOCOLS[self.protocol].tasks, *MAZE_ID)
         methods = {METHODS[v.method][1].method for v in variants}
         found = {stored_env_id(path) for m in methods for path in self.folder.glob(f"{m}*/*__{m}__*/args.json")}
         tasks = self.env_ids or [*getattr(self.figure, self.protocol), *sorted(found - {*known, ""})]
@@ -341,33 +340,21 @@ def draw_compute(results: Results) -> str:
     return markdown(f"{header} | P(better than OMNet at equal FLOPs) [95%]", rows)
 
 
-def at_widths(results: Results, env_id: str) -> dict[str, dict[int, list[Path]]]:
-    """The runs of each method at each width of the hidden layers."""
-    figure = results.figure
-    return {t: {width: results.runs(v, env_id, width) for width in figure.widths} for t, v in figure.variants.items()}
-
-
-def at_noise(results: Results, env_id: str) -> dict[str, dict[float, list[Path]]]:
-    """The runs of each method at each scale of the observation noise."""
-    found = defaultdict(dict)
-    for title, variant in results.figure.variants.items():
-        found[title.rsplit(" ", 1)[0]][variant.flags.get("obs_noise", 0.0)] = results.runs(variant, env_id)
-    return found
-
-
-def draw_against(results: Results, label: str, runs_at: Callable) -> str:
-    """What methods return at each value of what `label` names: a panel per task, a line per method. Returns the table,
-    in which OMNet is that at the same value."""
+def draw_against(results: Results, label: str) -> str:
+    """What methods return at each value of the figure's flag, which `label` names: a panel per task, a line per method.
+    Returns the table, in which OMNet is that at the same value."""
     tasks, rows, seeds = results.tasks(), [], []
+    ((flag, values),) = results.figure.along.items()
+    first = values[0]
     fig, axes = panels(tasks)
     for axis, env_id in zip(axes[0], tasks):
-        found = runs_at(results, env_id)
-        first, *_ = values = [*found["OMNet"]]
-        for k, (title, by_value) in enumerate(found.items()):
-            curves = {x: stack([curve(run) for run in runs]) for x, runs in by_value.items() if runs}
+        omnet = {x: results.runs(Variant("omnet-sac", {flag: x}), env_id) for x in values}
+        for k, (title, variant) in enumerate(results.figure.variants.items()):
+            found = {x: results.runs(variant.at(**{flag: x}), env_id) for x in values}
+            curves = {x: stack([curve(run) for run in runs]) for x, runs in found.items() if runs}
             areas = {x: area(returns) for x, (_, returns) in curves.items()}
             for x in areas:
-                told = [interval(areas[x]), better(by_value[x], found["OMNet"][x])]
+                told = [interval(areas[x]), better(found[x], omnet[x])]
                 told += [ratio_text(areas[x], areas[first]) if x != first and first in areas else ""]
                 rows.append([env_id, title, x, len(areas[x]), *told, interval(last_sixth(*curves[x]))])
                 seeds.append(len(areas[x]))
@@ -533,13 +520,13 @@ DIVERSITY = {"spread of Q / mean return": "normalised_spread", "mean - min of tw
 DIVERSITY |= {"correlation of errors": "error_correlation", "distance of actions": "action_distance"}
 DRAW = {name: draw_curves for name in FIGURES}
 DRAW |= {name: partial(draw_recorded, columns=BIAS) for name in ("fig4", "bias-all-tasks")}
-NOISY = partial(draw_against, label="scale of the observation noise", runs_at=at_noise)
+NOISY = partial(draw_against, label="scale of the observation noise")
 DRAW |= {"fig8": NOISY, "noise-all-tasks": NOISY}
 DRAW |= {
     "fig3": draw_efficiency,
     "compute": draw_compute,
     "fig5-7": draw_maze,
-    "widths": partial(draw_against, label="width of the hidden layers", runs_at=at_widths),
+    "widths": partial(draw_against, label="width of the hidden layers"),
     "diversity": partial(draw_recorded, columns=DIVERSITY),
     "overview": draw_overview,
 }
