@@ -147,9 +147,12 @@ def panels(tasks: list[str], height: float = 3.8, rows: int = 1):
 
 
 def finish(results: Results, fig, axes, seeds: list[int], longest: dict[str, int]) -> None:
-    """One legend for all panels, beside them; title; the file."""
+    """One legend for all panels, beside them, in as many columns as its lines need; title; the file."""
     labels = {label: line for axis in np.ravel(axes) for line, label in zip(*axis.get_legend_handles_labels())}
-    fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False)
+    width, height = fig.get_size_inches()
+    columns = 1 + len(labels) // int(5 * height)  # lines of a legend to the inch
+    fig.set_figwidth(width + 3 * (columns - 1))
+    fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False, ncols=columns)
     fig.suptitle(results.title(seeds, longest), x=0.02, ha="left", fontsize=11)  # not under the legend
     results.save(fig, results.name)
 
@@ -273,21 +276,21 @@ def variant_gflop(variant: Variant, env_id: str, hidden_dim: int) -> float:
 def draw_efficiency(results: Results) -> str:
     """Figure 3: what every method that was run is worth, against its training FLOPs relative to REDQ's."""
     tasks, rows, groups, seeds = results.tasks(), [], defaultdict(dict), []
-    variants = results.figure.also | results.figure.variants
-    variants = {variant.name: (title, variant) for title, variant in variants.items()}
-    order = {title: k for k, title in enumerate(results.figure.variants | results.figure.also)}
+    variants = results.figure.variants | results.figure.also
     fig, axes = panels(tasks, 4.6)
     for axis, env_id in zip(axes[0], tasks):
-        runs = {title: results.runs(variant, env_id) for title, variant in variants.values()}
-        runs = {title: runs[title] for title in sorted(runs, key=order.get) if runs[title]}
+        runs = {}
+        for title, variant in variants.items():
+            found = results.runs(variant, env_id)
+            if found and found not in runs.values():  # one of the rates of dropout is DroQ's own
+                runs[title] = found
         worth, name = scale(results, env_id, runs)
-        of = {title: variant for title, variant in variants.values()}
         for title, values in worth.items():
-            width, k = stored_flags(runs[title][0])["hidden_dim"], order[title]
-            dense = variant_gflop(of[title], env_id, width) / variant_gflop(Variant("redq"), env_id, width)
+            width, k = stored_flags(runs[title][0])["hidden_dim"], [*variants].index(title)
+            dense = variant_gflop(variants[title], env_id, width) / variant_gflop(Variant("redq"), env_id, width)
             marker = {"marker": "osD^v<>P*X"[k // 9 % 10], "color": COLORS[k % 9], "linestyle": ""}
             draw_means(axis, {dense: values}, label=title, **marker)
-            sparse = f"{dense * kept_share(of[title]):.3f}"
+            sparse = f"{dense * kept_share(variants[title]):.3f}"
             told = f"{dense:.3f}", sparse, interval(values, digits=2), better(runs[title], runs.get("OMNet", []))
             rows.append([env_id, title, len(values), *told])
             seeds.append(len(values))
@@ -296,8 +299,9 @@ def draw_efficiency(results: Results) -> str:
         axis.xaxis.set_minor_formatter(NullFormatter())
     for title, by_task in groups.items():
         if len(tasks) > 1 and by_task.keys() == set(tasks):
-            summary = f"{iqm_text([*by_task.values()])} (IQM)"
-            rows.append([f"all {len(tasks)}", title, min(map(len, by_task.values())), "", "", summary, ""])
+            equal = min(map(len, by_task.values()))  # seeds, so that every task has the same weight
+            summary = f"{iqm_text([values[:equal] for values in by_task.values()])} (IQM)"
+            rows.append([f"all {len(tasks)}", title, equal, "", "", summary, ""])
     finish(results, fig, axes, seeds, {})
     header = "task | method | seeds | FLOPs / REDQ, dense | masked entries not counted | score, normalised [95%]"
     return markdown(f"{header} | P(better than OMNet) [95%]", rows)
