@@ -117,7 +117,8 @@ class OMNet(nn.Module):
     probability 1 - sparsity. Modules in `unmasked`, given as types or as names in `net`, keep all their parameters:
     without its gain a unit is gone. So do scalars that are no bias. Buffers and frozen parameters are constants.
     `i` says which subnetworks: indices (k,) of masks, or masks (k, n) themselves. With `dynamic`, `select` draws new
-    masks: N = infinity (Section 4.6). Raises ValueError for a `net` whose layers keep state of their own.
+    masks: N = infinity (Section 4.6). Raises ValueError for a `net` whose layers keep state of their own, and for
+    names in `unmasked` that it does not have.
     """
 
     def __init__(self, net, num_subnets: int, sparsity: float, generator=None, dynamic=False, unmasked=NORMALISATION):
@@ -176,7 +177,11 @@ class OMNet(nn.Module):
 
 
 def dense_parameters(net: nn.Module, unmasked: tuple[type | str, ...]) -> set[nn.Parameter]:
-    """The parameters of `net` that masks leave alone, see OMNet."""
+    """The parameters of `net` that masks leave alone, see OMNet. Raises ValueError for a name that is not in `net`."""
+    named = dict(net.named_modules()) | dict(net.named_parameters(remove_duplicate=False))
+    for name in unmasked:
+        if isinstance(name, str) and name not in named:
+            raise ValueError(f"unmasked: there is no {name} in {', '.join(filter(None, named))}")
     biases = {m.bias for m in net.modules() if isinstance(m, (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd))}
     dense = {param for param in net.parameters() if param.numel() == 1} - biases
     for name, module in net.named_modules():
@@ -184,7 +189,7 @@ def dense_parameters(net: nn.Module, unmasked: tuple[type | str, ...]) -> set[nn
             dense |= set(module.parameters())
         if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], parametrizations._WeightNorm):
             dense.add(module.original0)  # weight normalisation's gains
-    return dense | {param for name, param in net.named_parameters() if name in unmasked}
+    return dense | {named[name] for name in unmasked if isinstance(named.get(name), nn.Parameter)}
 
 
 def refuse_state(net: nn.Module) -> None:

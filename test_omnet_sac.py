@@ -257,9 +257,16 @@ def test_what_is_masked_follows_types_and_not_names():
     for name in chosen.shapes:
         kept = name.startswith(("temperature", "one", gain, "norm", "body", "head.weight"))
         assert entries(chosen, name, chosen.masks).all() == kept, name
+    tied = OMNet(Mixed(), 20, 0.5, unmasked=("tied.weight",))
+    assert entries(tied, "body.weight", tied.masks).all(), "the same parameter under another name"
     assert OMNet(
         nn.Sequential(nn.GroupNorm(2, 4), nn.RMSNorm(4), nn.InstanceNorm1d(4, affine=True)), 3, 0.9
     ).masks.all()
+
+
+def test_a_name_to_leave_unmasked_that_the_network_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="there is no haed in body, norm, head, .*head.weight"):
+        OMNet(Mixed(), 5, 0.5, unmasked=("body", "haed"))
 
 
 @pytest.mark.parametrize("batched", [False, True])
