@@ -178,18 +178,20 @@ class OMNet(nn.Module):
 
 def dense_parameters(net: nn.Module, unmasked: tuple[type | str, ...]) -> set[nn.Parameter]:
     """The parameters of `net` that masks leave alone, see OMNet. Raises ValueError for a name that is not in `net`."""
-    named = dict(net.named_modules()) | dict(net.named_parameters(remove_duplicate=False))
-    for name in unmasked:
-        if isinstance(name, str) and name not in named:
-            raise ValueError(f"unmasked: there is no {name} in {', '.join(filter(None, named))}")
+    kinds, names = (tuple(which for which in unmasked if isinstance(which, of)) for of in (type, str))
     biases = {m.bias for m in net.modules() if isinstance(m, (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd))}
     dense = {param for param in net.parameters() if param.numel() == 1} - biases
-    for name, module in net.named_modules():
-        if name in unmasked or isinstance(module, tuple(kind for kind in unmasked if isinstance(kind, type))):
+    for module in net.modules():
+        if isinstance(module, kinds):
             dense |= set(module.parameters())
         if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], parametrizations._WeightNorm):
             dense.add(module.original0)  # weight normalisation's gains
-    return dense | {named[name] for name in unmasked if isinstance(named.get(name), nn.Parameter)}
+    named = dict(net.named_modules()) | dict(net.named_parameters(remove_duplicate=False))
+    for name in names:
+        if name not in named:
+            raise ValueError(f"unmasked: there is no {name} in {', '.join(filter(None, named))}")
+        dense |= {named[name]} if isinstance(named[name], nn.Parameter) else set(named[name].parameters())
+    return dense
 
 
 def refuse_state(net: nn.Module) -> None:

@@ -50,9 +50,8 @@ class Variant:
         """The folder of its runs, by flags that differ from the method's defaults: redq, omnet_sac__sparsity_0.2, ...;
         without the width, for which the folder around it stands."""
         default = METHODS[self.method][1]
-        different = {key: value for key, value in self.flags.items() if value != getattr(default, key)}
-        different.pop("hidden_dim", None)
-        return "__".join([default.method, *(f"{key}_{value}" for key, value in sorted(different.items()))])
+        flags = sorted((k, v) for k, v in self.flags.items() if k != "hidden_dim" and v != getattr(default, k))
+        return "__".join([default.method, *(f"{key}_{value}" for key, value in flags)])
 
     def at(self, **flags) -> "Variant":
         """This one, with further flags."""
@@ -183,7 +182,7 @@ def figure_runs(flags: Flags, words: list[str] = ()) -> list[Run]:
     """The runs that the figures ask for, each once, finished ones included. Raises UsageError where one cannot work."""
     runs, protocol = {}, PROTOCOLS[flags.protocol]
     figures = [FIGURES[name] for name in dict.fromkeys(NAMES[name] for name in flags.figures)]
-    asked = {v.method: typed_flags(v.method, words) for figure in figures for v in figure.every_variant()}
+    asked = {v.method: typed_flags(v.method, words) for figure in figures for v in figure.variants.values()}
     device = {"device": "cuda"} if flags.num_gpus else {}
     for figure in figures:
         tasks, seeds = flags.env_ids or getattr(figure, flags.protocol), range(1, flags.seeds + 1)

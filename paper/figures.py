@@ -285,12 +285,14 @@ def draw_efficiency(results: Results) -> str:
             if found and found not in runs.values():  # one of the rates of dropout is DroQ's own
                 runs[title] = found
         worth, name = scale(results, env_id, runs)
-        for title, values in worth.items():
-            width, k = stored_flags(runs[title][0])["hidden_dim"], [*variants].index(title)
-            dense = variant_gflop(variants[title], env_id, width) / variant_gflop(Variant("redq"), env_id, width)
+        for k, (title, variant) in enumerate(variants.items()):
+            if title not in worth:
+                continue
+            values, width = worth[title], stored_flags(runs[title][0])["hidden_dim"]
+            dense = variant_gflop(variant, env_id, width) / variant_gflop(Variant("redq"), env_id, width)
             marker = {"marker": "osD^v<>P*X"[k // 9 % 10], "color": COLORS[k % 9], "linestyle": ""}
             draw_means(axis, {dense: values}, label=title, **marker)
-            sparse = f"{dense * kept_share(variants[title]):.3f}"
+            sparse = f"{dense * kept_share(variant):.3f}"
             told = f"{dense:.3f}", sparse, interval(values, digits=2), better(runs[title], runs.get("OMNet", []))
             rows.append([env_id, title, len(values), *told])
             seeds.append(len(values))
@@ -352,13 +354,15 @@ def draw_against(results: Results, label: str) -> str:
     first = values[0]
     fig, axes = panels(tasks)
     for axis, env_id in zip(axes[0], tasks):
-        omnet = {x: results.runs(Variant("omnet-sac", {flag: x}), env_id) for x in values}
-        for k, (title, variant) in enumerate(results.figure.variants.items()):
-            found = {x: results.runs(variant.at(**{flag: x}), env_id) for x in values}
-            curves = {x: stack([curve(run) for run in runs]) for x, runs in found.items() if runs}
+        found = {
+            title: {x: results.runs(variant.at(**{flag: x}), env_id) for x in values}
+            for title, variant in results.figure.variants.items()
+        }
+        for k, (title, by_value) in enumerate(found.items()):
+            curves = {x: stack([curve(run) for run in runs]) for x, runs in by_value.items() if runs}
             areas = {x: area(returns) for x, (_, returns) in curves.items()}
             for x in areas:
-                told = [interval(areas[x]), better(found[x], omnet[x])]
+                told = [interval(areas[x]), better(by_value[x], found["OMNet"][x])]
                 told += [ratio_text(areas[x], areas[first]) if x != first and first in areas else ""]
                 rows.append([env_id, title, x, len(areas[x]), *told, interval(last_sixth(*curves[x]))])
                 seeds.append(len(areas[x]))
