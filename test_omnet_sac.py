@@ -1,5 +1,6 @@
 """The method, the loop, the checkpoints and the maze, stated exactly: `pytest` takes about four minutes."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -311,7 +312,8 @@ def test_buffers_move_are_saved_and_frozen_parameters_stay():
     x, y = torch.randn(2, 4, 12, dtype=torch.float64)
     other = other.double()
     out = other(other.theta.double(), torch.arange(2), x, y)
-    torch.testing.assert_close(out["q"].float(), omnet(omnet.theta, torch.arange(2), x.float(), y.float())["q"])
+    same = copy.deepcopy(omnet).double()
+    torch.testing.assert_close(out["q"], same(same.theta.double(), torch.arange(2), x, y)["q"])
     assert out["q"].dtype == torch.float64
     grad = torch.func.grad(lambda theta: omnet(theta, torch.arange(2), x.float(), y.float())["q"].sum())(omnet.theta)
     assert grad.shape == omnet.theta.shape
