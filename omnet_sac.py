@@ -774,9 +774,9 @@ class Stop:
     signum, training = 0, False
 
     def __call__(self, signum, frame) -> None:
-        if self.signum or not self.training:
+        again, self.signum = self.signum, signum  # always: what compiles may swallow the exit
+        if again or not self.training:
             sys.exit(128 + signum)
-        self.signum = signum
         with suppress(OSError):  # not print, in which the signal may have come
             os.write(2, b"\nstopping at the end of this episode; again to stop now\n")
 

@@ -1964,6 +1964,23 @@ def test_a_signal_ends_the_run_with_the_episode_and_a_second_one_at_once(call, t
     assert_same_run(hopper, folder)
 
 
+def test_a_signal_whose_exit_is_swallowed_while_compiling_ends_the_run_after_an_episode(tmp_path, monkeypatch):
+    stop = omnet_sac.Stop()
+
+    def swallow(agent):
+        with suppress(SystemExit):
+            stop(signal.SIGINT, None)
+
+    monkeypatch.setattr(omnet_sac, "compile_steps", swallow)
+    args = tyro.cli(Args, args=[*RUN.removeprefix("--no-compile").split(), str(tmp_path)])
+    omnet_sac.train(args, stop=stop)
+    folder = omnet_sac.run_folder(args)
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
+    assert (folder / "train.csv").read_text().count("\n") == 2 and 0 < saved == last_step(folder / "train.csv")
+    with pytest.raises(SystemExit):
+        stop(signal.SIGINT, None)
+
+
 # Environments of all kinds, the bad ones too
 
 
