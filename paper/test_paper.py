@@ -28,7 +28,7 @@ import torch
 import tyro
 
 import omnet_sac
-from omnet_sac import Args, OMNetSAC, ReplayBuffer, UsageError, mlp, train
+from omnet_sac import Args, OMNetSAC, ReplayBuffer, UsageError, mlp, run_folder, train
 from paper import baselines, flops, probes, speed
 from paper.baselines import METHODS, Dropout, EnsembleSAC
 from paper.flops import trace
@@ -1072,6 +1072,38 @@ def test_committed_tables_are_those_of_the_raw_files(monkeypatch):
         width = ["--hidden-dim", table.parts[-3][6:]] if table.parts[-3].startswith("width_") else []
         flags = figures.Flags(protocol="paper" if table.parent.parent == RESULTS else "small")
         assert figures.DRAW[table.stem](figures.Results(table.stem, flags, width)) == table.read_text(), table
+
+
+def first_runs() -> dict[str, Path]:
+    """Of the committed runs on the quick task one for each method and each flag that a variant sets."""
+    folders = sorted(
+        (path.parent for path in RESULTS.glob("small/*/InvertedDoublePendulum-v4__*/args.json")), reverse=True
+    )
+    return {re.sub("(__[a-z_]+)_[^_]+", r"\1", folder.parent.name): folder for folder in folders}
+
+
+@PAPER
+@pytest.mark.parametrize("variant", first_runs())
+def test_the_code_of_today_begins_as_the_committed_runs_did(variant, tmp_path):
+    folder = first_runs()[variant]
+    default = next(default for _, default in METHODS.values() if f"__{default.method}__" in folder.name)
+    steps = 16 if "__" in variant else 50  # of training; 50 tell another tau, say
+    short = {"eval_interval": 0, "bias_interval": 0, "compile": False, "run_dir": tmp_path}
+    args = dataclasses.replace(default, **sweep.stored_flags(folder) | short | {"total_timesteps": 1000 + steps})
+    train(args, baselines.make_agent)
+    today, then = (np.loadtxt(run / "train.csv", delimiter=",", skiprows=1) for run in (run_folder(args), folder))
+    assert (today[:, 0] > args.learning_starts).sum() >= 2
+    assert today == pytest.approx(then[: len(today)], rel=1e-5)  # the committed files have six digits
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_code_of_today_begins_as_the_committed_runs_at_the_papers_size_did(seed, tmp_path):
+    folder = RESULTS / "omnet_sac" / f"Hopper-v4__omnet_sac__{seed}"
+    args = Args(env_id="Hopper-v4", seed=seed, total_timesteps=5001, compile=False, run_dir=tmp_path)
+    train(args)
+    for name, last in (("train.csv", -1), ("eval.csv", 5)):  # but for its seconds
+        today, then = (np.loadtxt(run / name, delimiter=",", skiprows=1) for run in (run_folder(args), folder))
+        assert len(today) >= 10 and today[:, :last] == pytest.approx(then[: len(today), :last], rel=1e-5)
 
 
 @pytest.mark.parametrize("page", ["README.md", "paper/README.md"])
