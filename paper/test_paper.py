@@ -1082,14 +1082,13 @@ def first_runs() -> dict[str, Path]:
     return {re.sub("(__[a-z_]+)_[^_]+", r"\1", folder.parent.name): folder for folder in folders}
 
 
-@PAPER
-@pytest.mark.parametrize("variant", first_runs())
-def test_the_code_of_today_begins_as_the_committed_runs_did(variant, tmp_path):
-    folder = first_runs()[variant]
+@pytest.mark.parametrize("variant, folder", first_runs().items())
+def test_the_code_of_today_begins_as_the_committed_runs_did(variant, folder, tmp_path):
     default = next(default for _, default in METHODS.values() if f"__{default.method}__" in folder.name)
-    steps = 16 if "__" in variant else 50  # of training; 50 tell another tau, say
-    short = {"eval_interval": 0, "bias_interval": 0, "compile": False, "run_dir": tmp_path}
-    args = dataclasses.replace(default, **sweep.stored_flags(folder) | short | {"total_timesteps": 1000 + steps})
+    args = omnet_sac.stored_args(folder, default)
+    steps = args.learning_starts + (16 if "__" in variant else 50)  # 50 of training tell another tau, say
+    short = {"total_timesteps": steps, "eval_interval": 0, "bias_interval": 0, "compile": False, "run_dir": tmp_path}
+    args = dataclasses.replace(args, **short)
     train(args, baselines.make_agent)
     today, then = (np.loadtxt(run / "train.csv", delimiter=",", skiprows=1) for run in (run_folder(args), folder))
     assert (today[:, 0] > args.learning_starts).sum() >= 2
