@@ -373,7 +373,11 @@ class OMNetSAC(nn.Module):
         obs, generator = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device), generator or self.generator
         noise = torch.randn(self.action_dim, generator=generator, device=self.args.device)
         i = self.actor.draw(1, generator) if self.actor.dynamic else self.actor.masks[subnet : subnet + 1]
-        return self.policy(self.actor.theta, i, obs, noise * (not deterministic))[0].cpu().numpy()
+        return self.act_step(i, obs, noise * (not deterministic)).cpu().numpy()
+
+    def act_step(self, i, obs, noise) -> torch.Tensor:
+        """What `act` does on the device: the action (A,)."""
+        return self.policy(self.actor.theta, i, obs, noise)[0]
 
     def get_extra_state(self) -> dict:
         """What a resume needs beyond the tensors; nn.Module puts it into the state dict."""
@@ -388,27 +392,29 @@ class OMNetSAC(nn.Module):
 
 
 def compile_steps(agent: OMNetSAC) -> None:
-    """Compiles both steps and says how long it took; where that fails says so and leaves them eager."""
+    """Compiles the steps and says how long it took; where that fails says so and leaves them eager."""
     options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}  # every call has the same shapes
     on_gpu = torch.device(agent.args.device).type == "cuda"
     options |= {"triton.cudagraphs": True, "deterministic": True} if on_gpu else {"cpp_wrapper": True}
+    steps = ("critic_step", "actor_step", "act_step") if on_gpu else ("critic_step", "actor_step")
     calls = 3 if on_gpu else 1  # a CUDA graph is recorded by the second call and first replayed by the third
     torch.empty(2**25 - 2**14, dtype=torch.uint8)  # having freed it, glibc gives no memory back: 7% faster
     print("compiling the update ...", end=" ", flush=True)
     start, state = time.perf_counter(), copy.deepcopy(agent.state_dict())
     try:
         os.makedirs(os.environ.get("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir()), exist_ok=True)
-        for name in ("critic_step", "actor_step"):
+        for name in steps:
             flags = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": dict(options)}
             setattr(agent, name, torch.compile(getattr(agent, name), **flags))
         with warnings.catch_warnings(action="ignore"):  # else a signal in the midst of it shows torch's own stack
             for _ in range(calls * math.ceil(agent.args.policy_delay / agent.args.replay_ratio)):
                 agent.update(ReplayBuffer(1, agent.obs_dim, agent.action_dim, agent.args.device, added=1))
+                agent.act(np.zeros(agent.obs_dim), 0)
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
     except Exception as error:  # of a compiler, its cache or a capture, which raise all kinds
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # eager torch.func asks for one too
-        vars(agent).pop("critic_step", None)
-        vars(agent).pop("actor_step", None)
+        for name in steps:
+            vars(agent).pop(name, None)
         print(f"not possible here, the run goes on without, more slowly: {first_line(error)}", flush=True)
     agent.load_state_dict(state)
 

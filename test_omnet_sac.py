@@ -668,6 +668,9 @@ def test_compiled_and_eager_updates_are_the_same(device):
         metrics = [agent.update(filled_buffer(agent)) for agent in agents]
     assert agents[0].gradient_steps == 100 and "critic_step" in vars(agents[0]) and metrics[0]["alpha"] < 1
     assert_same_state(*agents)
+    for subnet, deterministic in ((0, True), (4, True), (2, False)):
+        actions = [agent.act(np.ones(3), subnet, deterministic=deterministic) for agent in agents]
+        np.testing.assert_allclose(*actions, atol=1e-6)
 
     for agent in agents:  # what one might schedule is no number frozen in the compiled code
         agent.gamma.fill_(0.5)
@@ -754,16 +757,27 @@ def test_compiled_steps_suit_cuda_graphs(monkeypatch):
         run._boxed_call = True
         return run
 
-    agent.critic_step, agent.actor_step = (
+    agent.critic_step, agent.actor_step, agent.act_step = (
         torch.compile(step, fullgraph=True, dynamic=False, backend=partial(compile_fx, inner_compile=inspect))
-        for step in (agent.critic_step, agent.actor_step)
+        for step in (agent.critic_step, agent.actor_step, agent.act_step)
     )
-    plain = same_agent(replay_ratio=1, policy_delay=1)
+    plain, obs = same_agent(replay_ratio=1, policy_delay=1), np.ones(agent.obs_dim)
     assert agent.update(filled_buffer(agent)) == pytest.approx(plain.update(filled_buffer(plain)), rel=1e-4)
-    for (mutated, static, outputs, operations), count in zip(graphs, (6, 10), strict=True):
-        assert len(mutated) == count  # Adam's theta, m, v and powers; and the target's theta, or alpha's five
+    np.testing.assert_allclose(agent.act(obs, 2), plain.act(obs, 2), rtol=1e-4)
+    for (mutated, static, outputs, operations), count in zip(graphs, (6, 10, 0), strict=True):
+        assert len(mutated) == count  # Adam's theta, m, v, powers and the target's theta; and alpha's five; none
         assert mutated <= static and len(outputs) == 1
-        assert "aten.bmm.default" in operations or "aten.baddbmm.default" in operations
+        several = "aten.bmm.default" in operations or "aten.baddbmm.default" in operations
+        assert several == (count > 0)  # one subnetwork acts
+
+
+@pytest.mark.parametrize("device, more", [("cpu", []), ("cuda", ["act_step"])])
+def test_on_a_gpu_acting_is_compiled_too(device, more, monkeypatch):
+    compiled, agent = [], make_agent()
+    monkeypatch.setattr(torch, "compile", lambda step, **_: compiled.append(step.__name__) or step)
+    agent.args.device = device  # without a GPU the update now fails, and the run goes on eagerly
+    compile_steps(agent)
+    assert compiled == ["critic_step", "actor_step", *more]
 
 
 @pytest.mark.parametrize(
