@@ -75,6 +75,8 @@ class Args:
     sparsity: float = 0.5  # S, the probability that a mask removes a parameter
     dynamic_masks: bool = False  # draw a fresh mask at every use of a subnetwork ("One is infinity?", Section 4.6)
     actor_subnets: bool = True  # OMNet in the actor too; off: a plain actor, the ablation of Section 4.3
+    mask_input: bool = True  # masks on the input layers, part of the paper's theta in R^n; off: dense ones (ours)
+    mask_output: bool = True  # masks on the output layers, too; off: dense ones (ours)
     obs_noise: float = 0.0  # sigma_m, scale of the observation noise, constant within an episode (Section 4.4)
     eval_interval: int = 5_000  # environment steps between evaluations; 0: never
     eval_episodes: int = 10  # episodes per evaluation; they cycle through the actor's subnetworks
@@ -290,8 +292,15 @@ class OMNetSAC(nn.Module):
         critic = mlp(self.obs_dim + self.action_dim, 1, args.hidden_dim).to(args.device)
         actor = mlp(self.obs_dim, 2 * self.action_dim, args.hidden_dim).to(args.device)
         omnet = partial(OMNet, generator=self.generator, dynamic=args.dynamic_masks)
-        critic = omnet(critic, args.num_subnets, args.sparsity)
-        return critic, omnet(actor, args.num_subnets, args.sparsity) if args.actor_subnets else OMNet(actor, 1, 0.0)
+        critic = omnet(critic, args.num_subnets, args.sparsity, unmasked=self.unmasked("critic"))
+        if not args.actor_subnets:
+            return critic, OMNet(actor, 1, 0.0)
+        return critic, omnet(actor, args.num_subnets, args.sparsity, unmasked=self.unmasked("actor"))
+
+    def unmasked(self, network: str) -> tuple[type | str, ...]:
+        """What masks leave alone in `network`, which is "critic" or "actor"; see OMNet."""
+        ends = ("0",) * (not self.args.mask_input) + ("6",) * (not self.args.mask_output)  # their names in mlp
+        return *NORMALISATION, *ends
 
     @property
     def num_actor_subnets(self) -> int:

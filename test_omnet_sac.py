@@ -482,6 +482,17 @@ def test_plain_actor_ablation():
     agent.update(filled_buffer(agent))
 
 
+@pytest.mark.parametrize("input_, output, dense", [(False, True, "0"), (True, False, "6"), (False, False, "06")])
+def test_input_and_output_layers_can_be_left_dense_and_nothing_else_changes(input_, output, dense):
+    plain, agent = same_agent(), same_agent(mask_input=input_, mask_output=output)
+    for one, two in ((plain.critic, agent.critic), (plain.actor, agent.actor)):
+        layer = [key[0] for key, size in two.shapes.items() for _ in range(size.numel())]
+        chosen = torch.tensor([key in dense for key in layer])
+        assert two.masks[:, chosen].all() and torch.equal(two.masks[:, ~chosen], one.masks[:, ~chosen])
+        assert torch.equal(one.theta, two.theta) and (two.draw(3)[:, chosen] == 1).all()
+    assert torch.equal(plain.generator.get_state(), agent.generator.get_state())
+
+
 @pytest.mark.parametrize("num_subnets", [1, 2])
 def test_few_subnetworks(num_subnets):
     agent = make_agent(num_subnets=num_subnets)
@@ -945,7 +956,7 @@ def test_without_a_compiler_the_run_goes_on_eagerly(tmp_path):
     assert done.stdout.count("not possible here") == 1 and "Traceback" not in done.stderr
 
 
-FORKS = ["residual", "balanced", "hidden", "n-step", "quantile", "normalised", "td3"]  # in the README's order
+FORKS = ["residual", "balanced", "n-step", "quantile", "normalised", "td3"]  # in the README's order
 
 
 @pytest.mark.parametrize("name", FORKS)
@@ -1797,6 +1808,7 @@ def test_the_buffer_is_saved_without_a_copy_and_only_as_far_as_it_is_filled(tmp_
 DIFFERENT = {"env_id": "Pendulum-v1", "seed": 2, "learning_starts": 41, "replay_ratio": 3, "policy_delay": 3}
 DIFFERENT |= {"batch_size": 17, "buffer_size": 99, "gamma": 0.9, "tau": 0.1, "learning_rate": 1e-3, "hidden_dim": 17}
 DIFFERENT |= {"target_entropy": -2.0, "num_subnets": 4, "sparsity": 0.3, "dynamic_masks": True, "actor_subnets": False}
+DIFFERENT |= {"mask_input": False, "mask_output": False}
 DIFFERENT |= {"obs_noise": 0.1, "eval_interval": 49, "matmul_precision": "high", "max_episode_steps": 9}
 
 

@@ -32,12 +32,8 @@ DROPOUT = {
 class OMNetArgs(Probes, Args):
     """OMNet-SAC: one critic with N masked subnetworks. What the paper leaves open about the masks can be changed."""
 
-    mask_input: bool = True
-    """masks cover the input layer's weights and biases; off: it is dense"""
-    mask_output: bool = True
-    """masks cover the output layer's weights and biases; off: it is dense"""
     dense_in: Literal["both", "critic", "actor"] = "both"
-    """networks whose layers are dense where the two flags above say so"""
+    """networks whose layers are dense where mask-input and mask-output say so"""
     balanced_masks: bool = False
     """every parameter is in N (1 - S) of the N masks, rounded up or down at random: their overlap is controlled"""
 
@@ -61,6 +57,8 @@ class Baseline(Probes, Args):
     sparsity: Suppress[float] = 0.0
     dynamic_masks: Suppress[bool] = False
     actor_subnets: Suppress[bool] = False
+    mask_input: Suppress[bool] = True
+    mask_output: Suppress[bool] = True
 
 
 ONCE, RESET = {"replay_ratio": 1, "policy_delay": 1}, {"reset_interval": 100_000}
@@ -92,21 +90,15 @@ def balanced(p_one: torch.Tensor, num_subnets: int, generator: torch.Generator) 
 class OMNetVariant(OMNetSAC):
     """OMNet-SAC with the masks that OMNetArgs asks for; by default its own."""
 
+    def unmasked(self, network: str) -> tuple[type | str, ...]:
+        return super().unmasked(network) if self.args.dense_in in ("both", network) else omnet_sac.NORMALISATION
+
     def make_networks(self) -> tuple[OMNet, OMNet]:
-        args, (critic, actor) = self.args, super().make_networks()
-        for name, omnet in (("critic", critic), ("actor", actor)):
-            if args.balanced_masks:
+        networks = super().make_networks()
+        if self.args.balanced_masks:
+            for omnet in networks:
                 omnet.masks.copy_(balanced(omnet.p_one, len(omnet.masks), self.generator))
-            if args.dense_in in ("both", name):
-                first, *_, last = (key.split(".")[0] for key in omnet.shapes)
-                dense = {first: not args.mask_input, last: not args.mask_output}
-                entries = [
-                    torch.full((size.numel(),), dense.get(key.split(".")[0], False))
-                    for key, size in omnet.shapes.items()
-                ]
-                omnet.masks[:, torch.cat(entries)] = 1
-                omnet.p_one[torch.cat(entries)] = 1
-        return critic, actor
+        return networks
 
 
 class Dropout(nn.Module):
