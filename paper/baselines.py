@@ -18,7 +18,7 @@ import tyro
 from tyro.conf import Suppress
 
 import omnet_sac
-from omnet_sac import Args, OMNet, OMNetSAC, ReplayBuffer, UsageError, mlp, parse
+from omnet_sac import NORMALISATION, Args, OMNet, OMNetSAC, ReplayBuffer, UsageError, mlp, parse
 from paper.probes import Probes, probed
 
 # Table 1 of the paper, for DroQ and Sin-DroQ; elsewhere the 0.01 of DroQ's authors
@@ -91,7 +91,7 @@ class OMNetVariant(OMNetSAC):
     """OMNet-SAC with the masks that OMNetArgs asks for; by default its own."""
 
     def unmasked(self, network: str) -> tuple[type | str, ...]:
-        return super().unmasked(network) if self.args.dense_in in ("both", network) else omnet_sac.NORMALISATION
+        return super().unmasked(network) if self.args.dense_in in ("both", network) else NORMALISATION
 
     def make_networks(self) -> tuple[OMNet, OMNet]:
         networks = super().make_networks()

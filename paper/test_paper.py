@@ -468,16 +468,23 @@ def test_diversity_of_equal_subnetworks_is_zero_and_of_masked_ones_is_not():
     assert columns - redq.keys() == {"action_distance"} and columns.isdisjoint(sin_sac)
 
 
-@pytest.mark.parametrize("where", ["critic", "actor"])
-def test_layers_can_be_left_dense_in_one_network(where):
-    flags = {"mask_input": False, "mask_output": False}
+@pytest.mark.parametrize(
+    "flags, dense",
+    [({"mask_input": False}, "0"), ({"mask_output": False}, "6"), ({"mask_input": False, "mask_output": False}, "06")],
+)
+@pytest.mark.parametrize("where", ["both", "critic", "actor"])
+def test_layers_can_be_left_dense_and_nothing_else_changes(flags, dense, where):
     torch.manual_seed(0)
-    plain, dense = OMNetSAC(small("omnet-sac"), 3, 2), OMNetSAC(small("omnet-sac", **flags), 3, 2)
+    plain = OMNetSAC(small("omnet-sac"), 3, 2)
+    torch.manual_seed(0)
     agent = baselines.OMNetVariant(small("omnet-sac", **flags, dense_in=where), 3, 2)
     for name in ("critic", "actor"):
-        masks = [getattr(of, name).masks for of in (agent, dense if name == where else plain)]
-        assert torch.equal(*masks)
-    assert not torch.equal(plain.critic.masks, dense.critic.masks)
+        one, two = getattr(plain, name), getattr(agent, name)
+        layer = [key[0] for key, size in two.shapes.items() for _ in range(size.numel())]
+        chosen = torch.tensor([key in dense and where in ("both", name) for key in layer])
+        assert two.masks[:, chosen].all() and torch.equal(two.masks[:, ~chosen], one.masks[:, ~chosen])
+        assert torch.equal(one.theta, two.theta) and (two.draw(3)[:, chosen] == 1).all()
+    assert torch.equal(plain.generator.get_state(), agent.generator.get_state())
 
 
 def test_balanced_masks_share_every_parameter_alike():
