@@ -11,9 +11,10 @@ bootstrap intervals over seeds.
 import csv
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from maze_env import GOAL, GOAL_RADIUS, START, WALLS
 from omnet_sac import UsageError
@@ -66,6 +67,8 @@ TD3 = {"Hopper-v4": 3226.0, "Walker2d-v4": 3946.0, "Ant-v4": 3942.0, "Humanoid-v
 MAZE_WINDOWS = 100, 500, 1000  # training steps of Figure 6
 CELLS = 30  # per side of its grid
 NUM_SEEDS = 10  # of the paper's figures
+# What looks the same in all figures
+FAMILIAR = "OMNet", "OMNet, dense input and output", "no OMNet", "REDQ", "SAC", "SAC-20", "Sin-SAC", "DroQ", "Sin-DroQ"
 
 
 @dataclass
@@ -157,6 +160,19 @@ def finish(results: Results, fig, axes, seeds: list[int], longest: dict[str, int
     results.save(fig, results.name)
 
 
+def numbered(variants: Iterable[str]) -> dict[str, int]:
+    """By its title the number of each variant's look: FAMILIAR ones have theirs, others what is free in this figure."""
+    titles = [*variants]
+    free = (k for k in count() if k >= len(FAMILIAR) or FAMILIAR[k] not in titles)
+    return {title: FAMILIAR.index(title) if title in FAMILIAR else next(free) for title in titles}
+
+
+def along_steps(axis) -> None:
+    """The x axis of a curve."""
+    axis.set_xlabel("environment steps")
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 40k
+
+
 def draw_means(axis, groups: dict[float, np.ndarray], **style) -> None:
     """At each x the mean of its values (seeds,), with its 95% interval."""
     means = np.array([values.mean() for values in groups.values()])
@@ -180,22 +196,24 @@ def draw_curves(results: Results) -> str:
     """One panel per task, a curve with its interval per variant; the published curves in grey. Returns the table."""
     tasks, rows, seeds, longest = results.tasks(), [], [], {}
     fig, axes = panels(tasks)
+    looks = numbered(results.figure.variants)
     for axis, env_id in zip(axes[0], tasks):
         omnet = results.runs(Variant("omnet-sac"), env_id)
-        for k, (title, variant) in enumerate(results.figure.variants.items()):
+        for title, variant in results.figure.variants.items():
             runs = results.runs(variant, env_id)
             if not runs:
                 continue
             steps, values = stack([curve(run) for run in runs])
             seeds.append(len(runs))
             longest[env_id] = max(longest.get(env_id, steps), steps, key=lambda s: s[-1])
-            draw(axis, steps, values, k, title)
+            draw(axis, steps, values, looks[title], title)
             scores = last_sixth(steps, values)
             summary = interval(scores), interval(scores, iqm), interval(area(values))
             rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *summary, better(runs, omnet)])
         if results.protocol == "paper":
             rows += draw_published(axis, env_id, longest[env_id])
-        axis.set(title=env_id, xlabel="environment steps", ylabel="return")
+        axis.set(title=env_id, ylabel="return")
+        along_steps(axis)
     finish(results, fig, axes, seeds, {env_id: steps[-1] for env_id, steps in longest.items()})
     header = "task | method | seeds | steps | score (last sixth), mean [95%] | IQM [95%] | area under the curve [95%]"
     return markdown(f"{header} | P(better than OMNet) [95%]", rows)
@@ -219,9 +237,10 @@ def draw_recorded(results: Results, columns: dict[str, str]) -> str:
     """A panel per task and column of bias.csv (by its label), a curve per variant that has it. Returns the table."""
     tasks, rows, seeds, longest = results.tasks(), {}, [], {}
     fig, axes = panels(tasks, 0.8 + 3 * len(columns), len(columns))
+    looks = numbered(results.figure.variants)
     for (label, column), line in zip(columns.items(), axes):
         for axis, env_id in zip(line, tasks):
-            for k, (title, variant) in enumerate(results.figure.variants.items()):
+            for title, variant in results.figure.variants.items():
                 runs = [run for run in results.runs(variant, env_id) if (run / "bias.csv").exists()]
                 runs = [run for run in runs if np.isfinite(read(run / "bias.csv").get(column, [np.nan])).any()]
                 if not runs:
@@ -229,10 +248,11 @@ def draw_recorded(results: Results, columns: dict[str, str]) -> str:
                 steps, values = stack([curve(run, "bias.csv", column) for run in runs])
                 seeds.append(len(runs))
                 longest[env_id] = max(longest.get(env_id, 0), steps[-1])
-                draw(axis, steps, values, k, title)
+                draw(axis, steps, values, looks[title], title)
                 row = rows.setdefault((env_id, title), [len(runs), f"{steps[-1]:,}"] + [""] * len(columns))
                 row[2 + list(columns).index(label)] = interval(values[:, -1], digits=3)
-            axis.set(title=env_id, xlabel="environment steps", ylabel=label)
+            axis.set(title=env_id, ylabel=label)
+            along_steps(axis)
             if column == "normalised_mean":
                 axis.set_yscale("symlog", linthresh=0.1)  # small biases and huge ones, the paper's two panels, in one
     finish(results, fig, axes, seeds, longest)
@@ -277,6 +297,7 @@ def draw_efficiency(results: Results) -> str:
     """Figure 3: what every method that was run is worth, against its training FLOPs relative to REDQ's."""
     tasks, rows, groups, seeds = results.tasks(), [], defaultdict(dict), []
     variants = results.figure.variants | results.figure.also
+    looks = numbered(variants)
     fig, axes = panels(tasks, 4.6)
     for axis, env_id in zip(axes[0], tasks):
         runs = {}
@@ -285,10 +306,10 @@ def draw_efficiency(results: Results) -> str:
             if found and found not in runs.values():  # one of the rates of dropout is DroQ's own
                 runs[title] = found
         worth, name = scale(results, env_id, runs)
-        for k, (title, variant) in enumerate(variants.items()):
+        for title, variant in variants.items():
             if title not in worth:
                 continue
-            values, width = worth[title], stored_flags(runs[title][0])["hidden_dim"]
+            k, values, width = looks[title], worth[title], stored_flags(runs[title][0])["hidden_dim"]
             dense = variant_gflop(variant, env_id, width) / variant_gflop(Variant("redq"), env_id, width)
             marker = {"marker": "osD^v<>P*X"[k // 9 % 10], "color": COLORS[k % 9], "linestyle": ""}
             draw_means(axis, {dense: values}, label=title, **marker)
@@ -323,17 +344,18 @@ def draw_compute(results: Results) -> str:
     """Returns against the FLOPs of training, as far as OMNet's runs go; areas under these curves at equal FLOPs."""
     tasks, omnet, rows, seeds = results.tasks(), Variant("omnet-sac"), [], []
     fig, axes = panels(tasks)
+    looks = numbered(results.figure.variants)
     for axis, env_id in zip(axes[0], tasks):
         omnet_runs = results.runs(omnet, env_id)
         omnet_curves = [against_flops(run, omnet) for run in omnet_runs]
-        for k, (title, variant) in enumerate(results.figure.variants.items()):
+        for title, variant in results.figure.variants.items():
             runs = results.runs(variant, env_id)
             if not runs:
                 continue
             curves = [against_flops(run, variant) for run in runs]
             pflop = np.linspace(0, min(known[-1] for known, _ in (*curves, *omnet_curves)), 101)
             values, omnets = (np.array([np.interp(pflop, *c) for c in group]) for group in (curves, omnet_curves))
-            draw(axis, pflop, values, k, title)
+            draw(axis, pflop, values, looks[title], title)
             areas, told = area(values), ["", ""]
             if omnet_runs and runs != omnet_runs:
                 told = [interval(area(omnets)), improvement_text([areas], [area(omnets)])]
@@ -358,7 +380,7 @@ def draw_against(results: Results, label: str) -> str:
             title: {x: results.runs(variant.at(**{flag: x}), env_id) for x in values}
             for title, variant in results.figure.variants.items()
         }
-        for k, (title, by_value) in enumerate(found.items()):
+        for title, by_value in found.items():
             curves = {x: stack([curve(run) for run in runs]) for x, runs in by_value.items() if runs}
             areas = {x: area(returns) for x, (_, returns) in curves.items()}
             for x in areas:
@@ -367,7 +389,8 @@ def draw_against(results: Results, label: str) -> str:
                 rows.append([env_id, title, x, len(areas[x]), *told, interval(last_sixth(*curves[x]))])
                 seeds.append(len(areas[x]))
             if areas:
-                draw_means(axis, {values.index(x): areas[x] for x in areas}, label=title, marker="o", **line_style(k))
+                look = line_style(numbered(found)[title])
+                draw_means(axis, {values.index(x): areas[x] for x in areas}, label=title, marker="o", **look)
         axis.set(xlabel=label, ylabel="area under the curve", title=env_id)
         axis.set_xticks(range(len(values)), values)
     finish(results, fig, axes, seeds, {})
@@ -438,18 +461,19 @@ def draw_paths(axis, subnet_paths: list[np.ndarray]) -> None:
 
 
 def draw_overview(results: Results) -> str:
-    """The README's picture: returns on one task, and the subnetworks' paths in the maze when one first arrives."""
-    env_id, rows = results.tasks()[0], []
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", width_ratios=[1.6, 1])
-    for k, (title, variant) in enumerate(results.figure.variants.items()):
-        if found := results.runs(variant, env_id):
-            steps, values = stack([curve(run) for run in found])
-            draw(left, steps, values, k, f"{title} ({len(found)} seeds)")
-            rows.append([env_id, title, len(found), interval(area(values))])
-    miniature = ", in miniature" if results.protocol == "small" else ""
-    left.set_title(f"{env_id}{miniature}: mean evaluation return, 95% interval", fontsize=10)
-    left.set(xlabel="environment steps", ylabel="return")
-    left.legend(fontsize=8, frameon=False)
+    """The README's picture: returns, and the subnetworks' paths in the maze when one first arrives."""
+    tasks, rows, looks = results.tasks(), [], numbered(results.figure.variants)
+    fig, (*axes, right) = plt.subplots(1, len(tasks) + 1, figsize=(4.2 * len(tasks) + 3.6, 3.8), layout="constrained")
+    for axis, env_id in zip(axes, tasks):
+        for title, variant in results.figure.variants.items():
+            if found := results.runs(variant, env_id):
+                steps, values = stack([curve(run) for run in found])
+                draw(axis, steps, values, looks[title], f"{title} ({len(found)} seeds)")
+                rows.append([env_id, title, len(found), interval(area(values))])
+        miniature = ", in miniature" if results.protocol == "small" else ""
+        axis.set_title(f"{env_id}{miniature}: return, 95% interval", fontsize=10)
+        along_steps(axis)
+        axis.legend(fontsize=8, frameon=False)
     maze = Results("fig5-7", Flags(results=results.root), [])
     if found := maze.runs(Variant("omnet-sac"), *MAZE_ID):
         recorded = paths(found[0])
@@ -472,7 +496,8 @@ def draw_maze(results: Results) -> str:
     for k, (title, found) in enumerate(runs.items()):
         steps, values = stack([curve(run) for run in found])
         draw(right, steps, values, k, title)
-    right.set(xlabel="environment steps", ylabel="evaluation return")
+    right.set_ylabel("evaluation return")
+    along_steps(right)
     right.legend(fontsize=8, frameon=False)
     fig.suptitle(f"Figure 5: the maze; evaluation return, mean and 95% interval{note}")
     results.save(fig, "fig5")
