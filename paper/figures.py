@@ -91,6 +91,7 @@ class Results:
     def __init__(self, name: str, flags: Flags, words: list[str]):
         self.name, self.figure, self.protocol = name, FIGURES[name], flags.protocol
         self.words, self.env_ids, self.root = words, flags.env_ids, flags.results
+        self.looks = numbered(self.figure.variants | self.figure.also)
         self.width = self.asked(Variant("omnet-sac")).get("hidden_dim", PROTOCOLS[flags.protocol].flags["hidden_dim"])
         self.folder = size_folder(flags.results, flags.protocol, self.width)
 
@@ -196,7 +197,6 @@ def draw_curves(results: Results) -> str:
     """One panel per task, a curve with its interval per variant; the published curves in grey. Returns the table."""
     tasks, rows, seeds, longest = results.tasks(), [], [], {}
     fig, axes = panels(tasks)
-    looks = numbered(results.figure.variants)
     for axis, env_id in zip(axes[0], tasks):
         omnet = results.runs(Variant("omnet-sac"), env_id)
         for title, variant in results.figure.variants.items():
@@ -206,7 +206,7 @@ def draw_curves(results: Results) -> str:
             steps, values = stack([curve(run) for run in runs])
             seeds.append(len(runs))
             longest[env_id] = max(longest.get(env_id, steps), steps, key=lambda s: s[-1])
-            draw(axis, steps, values, looks[title], title)
+            draw(axis, steps, values, results.looks[title], title)
             scores = last_sixth(steps, values)
             summary = interval(scores), interval(scores, iqm), interval(area(values))
             rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *summary, better(runs, omnet)])
@@ -237,7 +237,6 @@ def draw_recorded(results: Results, columns: dict[str, str]) -> str:
     """A panel per task and column of bias.csv (by its label), a curve per variant that has it. Returns the table."""
     tasks, rows, seeds, longest = results.tasks(), {}, [], {}
     fig, axes = panels(tasks, 0.8 + 3 * len(columns), len(columns))
-    looks = numbered(results.figure.variants)
     for (label, column), line in zip(columns.items(), axes):
         for axis, env_id in zip(line, tasks):
             for title, variant in results.figure.variants.items():
@@ -248,7 +247,7 @@ def draw_recorded(results: Results, columns: dict[str, str]) -> str:
                 steps, values = stack([curve(run, "bias.csv", column) for run in runs])
                 seeds.append(len(runs))
                 longest[env_id] = max(longest.get(env_id, 0), steps[-1])
-                draw(axis, steps, values, looks[title], title)
+                draw(axis, steps, values, results.looks[title], title)
                 row = rows.setdefault((env_id, title), [len(runs), f"{steps[-1]:,}"] + [""] * len(columns))
                 row[2 + list(columns).index(label)] = interval(values[:, -1], digits=3)
             axis.set(title=env_id, ylabel=label)
@@ -297,7 +296,6 @@ def draw_efficiency(results: Results) -> str:
     """Figure 3: what every method that was run is worth, against its training FLOPs relative to REDQ's."""
     tasks, rows, groups, seeds = results.tasks(), [], defaultdict(dict), []
     variants = results.figure.variants | results.figure.also
-    looks = numbered(variants)
     fig, axes = panels(tasks, 4.6)
     for axis, env_id in zip(axes[0], tasks):
         runs = {}
@@ -309,7 +307,7 @@ def draw_efficiency(results: Results) -> str:
         for title, variant in variants.items():
             if title not in worth:
                 continue
-            k, values, width = looks[title], worth[title], stored_flags(runs[title][0])["hidden_dim"]
+            k, values, width = results.looks[title], worth[title], stored_flags(runs[title][0])["hidden_dim"]
             dense = variant_gflop(variant, env_id, width) / variant_gflop(Variant("redq"), env_id, width)
             marker = {"marker": "osD^v<>P*X"[k // 9 % 10], "color": COLORS[k % 9], "linestyle": ""}
             draw_means(axis, {dense: values}, label=title, **marker)
@@ -344,7 +342,6 @@ def draw_compute(results: Results) -> str:
     """Returns against the FLOPs of training, as far as OMNet's runs go; areas under these curves at equal FLOPs."""
     tasks, omnet, rows, seeds = results.tasks(), Variant("omnet-sac"), [], []
     fig, axes = panels(tasks)
-    looks = numbered(results.figure.variants)
     for axis, env_id in zip(axes[0], tasks):
         omnet_runs = results.runs(omnet, env_id)
         omnet_curves = [against_flops(run, omnet) for run in omnet_runs]
@@ -355,7 +352,7 @@ def draw_compute(results: Results) -> str:
             curves = [against_flops(run, variant) for run in runs]
             pflop = np.linspace(0, min(known[-1] for known, _ in (*curves, *omnet_curves)), 101)
             values, omnets = (np.array([np.interp(pflop, *c) for c in group]) for group in (curves, omnet_curves))
-            draw(axis, pflop, values, looks[title], title)
+            draw(axis, pflop, values, results.looks[title], title)
             areas, told = area(values), ["", ""]
             if omnet_runs and runs != omnet_runs:
                 told = [interval(area(omnets)), improvement_text([areas], [area(omnets)])]
@@ -389,7 +386,7 @@ def draw_against(results: Results, label: str) -> str:
                 rows.append([env_id, title, x, len(areas[x]), *told, interval(last_sixth(*curves[x]))])
                 seeds.append(len(areas[x]))
             if areas:
-                look = line_style(numbered(found)[title])
+                look = line_style(results.looks[title])
                 draw_means(axis, {values.index(x): areas[x] for x in areas}, label=title, marker="o", **look)
         axis.set(xlabel=label, ylabel="area under the curve", title=env_id)
         axis.set_xticks(range(len(values)), values)
@@ -462,15 +459,15 @@ def draw_paths(axis, subnet_paths: list[np.ndarray]) -> None:
 
 def draw_overview(results: Results) -> str:
     """The README's picture: returns, and the subnetworks' paths in the maze when one first arrives."""
-    tasks, rows, looks = results.tasks(), [], numbered(results.figure.variants)
+    tasks, rows = results.tasks(), []
     fig, (*axes, right) = plt.subplots(1, len(tasks) + 1, figsize=(4.2 * len(tasks) + 3.6, 3.8), layout="constrained")
+    miniature = ", in miniature" if results.protocol == "small" else ""
     for axis, env_id in zip(axes, tasks):
         for title, variant in results.figure.variants.items():
             if found := results.runs(variant, env_id):
                 steps, values = stack([curve(run) for run in found])
-                draw(axis, steps, values, looks[title], f"{title} ({len(found)} seeds)")
+                draw(axis, steps, values, results.looks[title], f"{title} ({len(found)} seeds)")
                 rows.append([env_id, title, len(found), interval(area(values))])
-        miniature = ", in miniature" if results.protocol == "small" else ""
         axis.set_title(f"{env_id}{miniature}: return, 95% interval", fontsize=10)
         along_steps(axis)
         axis.legend(fontsize=8, frameon=False)
@@ -493,9 +490,9 @@ def draw_maze(results: Results) -> str:
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained", width_ratios=[1, 1.4])
     maze_map(left)
-    for k, (title, found) in enumerate(runs.items()):
+    for title, found in runs.items():
         steps, values = stack([curve(run) for run in found])
-        draw(right, steps, values, k, title)
+        draw(right, steps, values, results.looks[title], title)
     right.set_ylabel("evaluation return")
     along_steps(right)
     right.legend(fontsize=8, frameon=False)

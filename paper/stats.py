@@ -15,7 +15,8 @@ from scipy.stats import norm
 
 from omnet_sac import UsageError
 
-# The palette of Okabe & Ito, which the colour-blind can tell apart; line styles tell curves apart in print
+# Okabe & Ito's, which the colour-blind can tell apart, but for their yellow, too pale, and grey, the published curves';
+# line styles tell curves apart in print
 COLORS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7B3FA0"]
 STYLES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
 DRAWS = 2000  # of a bootstrap
