@@ -27,6 +27,7 @@ from omnet_sac import UsageError, check_args
 from paper.baselines import METHODS
 from paper.flops import sizes
 from paper.stats import (
+    along_steps,
     area,
     curve,
     draw,
@@ -265,7 +266,8 @@ def draw_tasks(tasks: list[Task], texts: list[str], path: Path) -> None:
             draw(axis, task.steps, values, texts.index(text), text)
         for (label, values), style in zip(task.scale.items(), (":", "-")):
             axis.plot(task.steps, values.mean(0), color="0.6", linewidth=1, linestyle=style, label=label)
-        axis.set(title=task.env_id, xlabel="environment steps", ylabel="return")
+        axis.set(title=task.env_id, ylabel="return")
+        along_steps(axis)
     labels = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels())}
     fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False)
     fig.savefig(path, dpi=110)

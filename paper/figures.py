@@ -22,7 +22,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from maze_env import GOAL, GOAL_RADIUS, START, WALLS
 from omnet_sac import UsageError
@@ -31,6 +31,7 @@ from paper.experiments import FIGURES, MAZE, MAZE_ID, NAMES, Variant, on_task
 from paper.flops import gflop_per_step
 from paper.stats import (
     COLORS,
+    along_steps,
     area,
     bootstrap,
     curve,
@@ -166,12 +167,6 @@ def numbered(variants: Iterable[str]) -> dict[str, int]:
     titles = [*variants]
     free = (k for k in count() if k >= len(FAMILIAR) or FAMILIAR[k] not in titles)
     return {title: FAMILIAR.index(title) if title in FAMILIAR else next(free) for title in titles}
-
-
-def along_steps(axis) -> None:
-    """The x axis of a curve."""
-    axis.set_xlabel("environment steps")
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 40k
 
 
 def draw_means(axis, groups: dict[float, np.ndarray], **style) -> None:

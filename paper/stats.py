@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import EngFormatter
 from scipy.stats import norm
 
 from omnet_sac import UsageError
@@ -94,9 +95,9 @@ def improvement(xs: list[np.ndarray], ys: list[np.ndarray]) -> float:
     return float(np.mean([(np.sign(x[:, None] - y) + 1).mean() / 2 for x, y in zip(xs, ys)]))
 
 
-def improvement_interval(xs: list[np.ndarray], ys: list[np.ndarray]) -> tuple[float, float]:
-    """Its 95% stratified bootstrap interval."""
-    return bootstrap([*xs, *ys], lambda sample: improvement(sample[: len(xs)], sample[len(xs) :]))
+def pooled(xs: list[np.ndarray], ys: list[np.ndarray]) -> tuple[list[np.ndarray], Callable]:
+    """The seeds of both agents as groups of one sample, and the probability of improvement as a statistic of it."""
+    return [*xs, *ys], lambda sample: improvement(sample[: len(xs)], sample[len(xs) :])
 
 
 def least_p(xs: list[np.ndarray], ys: list[np.ndarray]) -> float:
@@ -113,7 +114,7 @@ def seeds_to_decide(probability: float, num_tasks: int) -> float:
 
 def verdict(xs: list[np.ndarray], ys: list[np.ndarray]) -> str:
     """Is X better than Y, worse, or is that undecided, and about how many more seeds would decide?"""
-    low, high = improvement_interval(xs, ys)
+    low, high = bootstrap(*pooled(xs, ys))
     if least_p(xs, ys) <= LEVEL and not low <= 0.5 <= high:
         return "better" if low > 0.5 else "worse"
     needed = seeds_to_decide(improvement(xs, ys), len(xs)) - min(len(seeds) for seeds in (*xs, *ys))
@@ -150,7 +151,7 @@ def iqm_text(groups: list[np.ndarray]) -> str:
 
 def improvement_text(xs: list[np.ndarray], ys: list[np.ndarray]) -> str:
     """`probability [low, high]` of improvement."""
-    return told([*xs, *ys], lambda sample: improvement(sample[: len(xs)], sample[len(xs) :]), 2)
+    return told(*pooled(xs, ys), 2)
 
 
 def markdown(header: str, rows: list[list]) -> str:
@@ -163,6 +164,12 @@ def markdown(header: str, rows: list[list]) -> str:
 def line_style(k: int) -> dict:
     """Colour and line of the k-th curve; no two of the first 63 share both."""
     return {"color": COLORS[k % 9], "linestyle": STYLES[(k + k // 9) % 7]}
+
+
+def along_steps(axis) -> None:
+    """The x axis of a curve."""
+    axis.set_xlabel("environment steps")
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 40k
 
 
 def draw(axis, steps: np.ndarray, values: np.ndarray, k: int, label: str) -> None:

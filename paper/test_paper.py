@@ -1158,8 +1158,8 @@ def test_probability_of_improvement_is_that_of_all_pairs_and_of_scipy():
     assert stats.improvement(xs, ys) == ((0 + 0 + 0.5 + 0 + 1 + 1) / 6 + (0.5 + 1) / 2) / 2
     x, y = np.random.default_rng(0).integers(9, size=(2, 20))
     assert stats.improvement([x], [y]) == pytest.approx(mannwhitneyu(x, y).statistic / 400)
-    assert stats.improvement_interval([np.arange(5.0)], [np.arange(5.0) - 9]) == (1, 1)
-    low, high = stats.improvement_interval([x], [y])
+    assert stats.bootstrap(*stats.pooled([np.arange(5.0)], [np.arange(5.0) - 9])) == (1, 1)
+    low, high = stats.bootstrap(*stats.pooled([x], [y]))
     assert low < stats.improvement([x], [y]) < high
 
 
