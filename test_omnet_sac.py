@@ -1087,7 +1087,7 @@ def assert_same_run(one: Path, two: Path):
     assert (a["rng"], a["step"]) == (b["rng"], b["step"])
 
 
-RUN = "--no-compile --env-id Hopper-v4 --total-timesteps 320 --learning-starts 40 --checkpoint-interval 40 "
+RUN = "--no-compile --env-id Hopper-v4 --total-timesteps 400 --learning-starts 40 --checkpoint-interval 40 "
 RUN += "--eval-interval 70 --eval-episodes 2 --batch-size 16 --hidden-dim 16 --replay-ratio 1 --policy-delay 2 "
 RUN += "--buffer-size 200 --obs-noise 0.01 --run-dir"
 COMPILED = (
