@@ -144,7 +144,7 @@ FIGURES = {
     "controls": Figure(CONTROLS, small=SHORT),
     "widths": Figure(WIDE, ("Hopper-v4",), (QUICK,), along=WIDTHS),
     "diversity": Figure(DIVERSE),
-    "overview": Figure(OURS | NO_OMNET | REDQ | {"SAC": MULTIPLE["SAC"]}, ("Hopper-v4", "Ant-v4"), (QUICK,)),
+    "overview": Figure(OURS | NO_OMNET | REDQ | {"SAC": MULTIPLE["SAC"]}, ("Hopper-v4", "Ant-v4")),
 }
 NAMES = {name: name for name in FIGURES} | {f"fig{k}": "fig5-7" for k in (5, 6, 7)}
 

@@ -455,7 +455,7 @@ def draw_paths(axis, subnet_paths: list[np.ndarray]) -> None:
 def draw_overview(results: Results) -> str:
     """The README's picture: returns, and the subnetworks' paths in the maze when one first arrives."""
     tasks, rows = results.tasks(), []
-    fig, (*axes, right) = plt.subplots(1, len(tasks) + 1, figsize=(4.2 * len(tasks) + 3.6, 3.8), layout="constrained")
+    fig, (*axes, right) = plt.subplots(1, len(tasks) + 1, figsize=(4.2 * len(tasks) + 3.6, 4.6), layout="constrained")
     miniature = ", in miniature" if results.protocol == "small" else ""
     for axis, env_id in zip(axes, tasks):
         for title, variant in results.figure.variants.items():
@@ -465,7 +465,7 @@ def draw_overview(results: Results) -> str:
                 rows.append([env_id, title, len(found), interval(area(values))])
         axis.set_title(f"{env_id}{miniature}: return, 95% interval", fontsize=10)
         along_steps(axis)
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15))  # hides no curve
     maze = Results("fig5-7", Flags(results=results.root), [])
     if found := maze.runs(Variant("omnet-sac"), *MAZE_ID):
         recorded = paths(found[0])
