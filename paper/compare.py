@@ -18,8 +18,6 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
@@ -27,7 +25,7 @@ from omnet_sac import UsageError, check_args
 from paper.baselines import METHODS
 from paper.flops import sizes
 from paper.stats import (
-    along_steps,
+    along,
     area,
     curve,
     draw,
@@ -35,9 +33,12 @@ from paper.stats import (
     interval,
     iqm_text,
     last_sixth,
+    legend_beside,
     markdown,
     normalised,
+    panels,
     read,
+    save,
     stack,
     verdict,
 )
@@ -60,7 +61,6 @@ from paper.sweep import (
     words_of,
 )
 
-matplotlib.use("Agg")
 BASELINE = "omnet_sac.py"
 OWN = {"env_id", "seed", "run_dir", "resume", "evaluate"}
 WHOLE = ("total_timesteps", "learning_starts", "eval_interval", "hidden_dim", "buffer_size")
@@ -260,18 +260,16 @@ def answer(tasks: list[Task], texts: list[str]) -> str:
 
 def draw_tasks(tasks: list[Task], texts: list[str], path: Path) -> None:
     """A panel per task: a curve with its interval per contender, the reference runs thin and grey."""
-    fig, axes = plt.subplots(1, len(tasks), figsize=(3 + 4 * len(tasks), 3.8), squeeze=False, layout="constrained")
+    fig, axes = panels(tasks)
     for axis, task in zip(axes[0], tasks):
         for text, values in task.values.items():
             draw(axis, task.steps, values, texts.index(text), text)
         for (label, values), style in zip(task.scale.items(), (":", "-")):
             axis.plot(task.steps, values.mean(0), color="0.6", linewidth=1, linestyle=style, label=label)
         axis.set(title=task.env_id, ylabel="return")
-        along_steps(axis)
-    labels = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels())}
-    fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+        along(axis)
+    legend_beside(fig, axes)
+    save(fig, path)
 
 
 def main(flags: Flags, words: list[str] = ()) -> None:

@@ -18,7 +18,6 @@ from itertools import combinations, count
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
@@ -31,7 +30,7 @@ from paper.experiments import FIGURES, MAZE, MAZE_ID, NAMES, Variant, on_task
 from paper.flops import gflop_per_step
 from paper.stats import (
     COLORS,
-    along_steps,
+    along,
     area,
     bootstrap,
     curve,
@@ -41,11 +40,14 @@ from paper.stats import (
     iqm,
     iqm_text,
     last_sixth,
+    legend_beside,
     line_style,
     markdown,
     normalised,
+    panels,
     ratio_text,
     read,
+    save,
     score,
     stack,
 )
@@ -61,7 +63,6 @@ from paper.sweep import (
     typed_flags,
 )
 
-matplotlib.use("Agg")
 # Returns of a random policy and of TD3 on the v4 tasks, for a normalisation that depends on no set of methods
 RANDOM = {"Hopper-v4": 18.8, "Walker2d-v4": 2.8, "Ant-v4": -70.3, "Humanoid-v4": 120.4}
 TD3 = {"Hopper-v4": 3226.0, "Walker2d-v4": 3946.0, "Ant-v4": 3942.0, "Humanoid-v4": 5165.0}
@@ -133,8 +134,7 @@ class Results:
 
     def save(self, fig, name: str) -> None:
         (self.folder / "figures").mkdir(exist_ok=True)
-        fig.savefig(self.folder / "figures" / f"{name}.png", dpi=110)
-        plt.close(fig)
+        save(fig, self.folder / "figures" / f"{name}.png")
 
 
 def stored_env_id(path: Path) -> str:
@@ -145,19 +145,9 @@ def stored_env_id(path: Path) -> str:
         return ""
 
 
-def panels(tasks: list[str], height: float = 3.8, rows: int = 1):
-    """A figure with a panel per task in each row: the figure, and its axes (rows, tasks)."""
-    size = 3 + 4 * len(tasks), height
-    return plt.subplots(rows, len(tasks), figsize=size, squeeze=False, layout="constrained")
-
-
 def finish(results: Results, fig, axes, seeds: list[int], longest: dict[str, int]) -> None:
-    """One legend for all panels, beside them, in as many columns as its lines need; title; the file."""
-    labels = {label: line for axis in np.ravel(axes) for line, label in zip(*axis.get_legend_handles_labels())}
-    width, height = fig.get_size_inches()
-    columns = 1 + len(labels) // int(5 * height)  # lines of a legend to the inch
-    fig.set_figwidth(width + 3 * (columns - 1))
-    fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False, ncols=columns)
+    """Legend, title, the file."""
+    legend_beside(fig, axes)
     fig.suptitle(results.title(seeds, longest), x=0.02, ha="left", fontsize=11)  # not under the legend
     results.save(fig, results.name)
 
@@ -208,7 +198,7 @@ def draw_curves(results: Results) -> str:
         if results.protocol == "paper":
             rows += draw_published(axis, env_id, longest[env_id])
         axis.set(title=env_id, ylabel="return")
-        along_steps(axis)
+        along(axis)
     finish(results, fig, axes, seeds, {env_id: steps[-1] for env_id, steps in longest.items()})
     header = "task | method | seeds | steps | score (last sixth), mean [95%] | IQM [95%] | area under the curve [95%]"
     return markdown(f"{header} | P(better than OMNet) [95%]", rows)
@@ -246,7 +236,7 @@ def draw_recorded(results: Results, columns: dict[str, str]) -> str:
                 row = rows.setdefault((env_id, title), [len(runs), f"{steps[-1]:,}"] + [""] * len(columns))
                 row[2 + list(columns).index(label)] = interval(values[:, -1], digits=3)
             axis.set(title=env_id, ylabel=label)
-            along_steps(axis)
+            along(axis)
             if column == "normalised_mean":
                 axis.set_yscale("symlog", linthresh=0.1)  # small biases and huge ones, the paper's two panels, in one
     finish(results, fig, axes, seeds, longest)
@@ -347,14 +337,14 @@ def draw_compute(results: Results) -> str:
             curves = [against_flops(run, variant) for run in runs]
             pflop = np.linspace(0, min(known[-1] for known, _ in (*curves, *omnet_curves)), 101)
             values, omnets = (np.array([np.interp(pflop, *c) for c in group]) for group in (curves, omnet_curves))
-            draw(axis, pflop, values, results.looks[title], title)
+            draw(axis, pflop * 1e15, values, results.looks[title], title)
             areas, told = area(values), ["", ""]
             if omnet_runs and runs != omnet_runs:
                 told = [interval(area(omnets)), improvement_text([areas], [area(omnets)])]
             rows.append([env_id, title, len(runs), f"{pflop[-1]:.3g}", interval(areas), *told])
             seeds.append(len(runs))
-        axis.set(title=env_id, xlabel="PFLOP of training", ylabel="return")
-        axis.locator_params(axis="x", nbins=5)
+        axis.set(title=env_id, ylabel="return")
+        along(axis, "FLOPs of training")
     finish(results, fig, axes, seeds, {})
     header = "task | method | seeds | PFLOP | area under the curve to there [95%] | OMNet's to there [95%]"
     return markdown(f"{header} | P(better than OMNet at equal FLOPs) [95%]", rows)
@@ -464,7 +454,7 @@ def draw_overview(results: Results) -> str:
                 draw(axis, steps, values, results.looks[title], f"{title} ({len(found)} seeds)")
                 rows.append([env_id, title, len(found), interval(area(values))])
         axis.set_title(f"{env_id}{miniature}: return, 95% interval", fontsize=10)
-        along_steps(axis)
+        along(axis)
         axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15))  # hides no curve
     maze = Results("fig5-7", Flags(results=results.root), [])
     if found := maze.runs(Variant("omnet-sac"), *MAZE_ID):
@@ -489,7 +479,7 @@ def draw_maze(results: Results) -> str:
         steps, values = stack([curve(run) for run in found])
         draw(right, steps, values, results.looks[title], title)
     right.set_ylabel("evaluation return")
-    along_steps(right)
+    along(right)
     right.legend(fontsize=8, frameon=False)
     fig.suptitle(f"Figure 5: the maze; evaluation return, mean and 95% interval{note}")
     results.save(fig, "fig5")

@@ -6,16 +6,19 @@ Definitions of IQM, stratified bootstrap and probability of improvement are rlia
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import EngFormatter
 from scipy.stats import norm
 
 from omnet_sac import UsageError
 
+matplotlib.use("Agg")  # into files, on machines without a display too
 # Okabe & Ito's, which the colour-blind can tell apart, but for their yellow, too pale, and grey, the published curves';
 # line styles tell curves apart in print
 COLORS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7B3FA0"]
@@ -166,10 +169,30 @@ def line_style(k: int) -> dict:
     return {"color": COLORS[k % 9], "linestyle": STYLES[(k + k // 9) % 7]}
 
 
-def along_steps(axis) -> None:
+def along(axis, quantity: str = "environment steps") -> None:
     """The x axis of a curve."""
-    axis.set_xlabel("environment steps")
+    axis.set_xlabel(quantity)
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 40k
+
+
+def panels(tasks: Collection, height: float = 3.8, rows: int = 1):
+    """A figure with a panel per task in each row: the figure, and its axes (rows, tasks)."""
+    size = 3 + 4 * len(tasks), height
+    return plt.subplots(rows, len(tasks), figsize=size, squeeze=False, layout="constrained")
+
+
+def legend_beside(fig, axes) -> None:
+    """One legend for all panels, beside them, in as many columns as its lines need."""
+    labels = {label: line for axis in np.ravel(axes) for line, label in zip(*axis.get_legend_handles_labels())}
+    width, height = fig.get_size_inches()
+    columns = 1 + len(labels) // int(5 * height)  # lines of a legend to the inch
+    fig.set_figwidth(width + 3 * (columns - 1))
+    fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False, ncols=columns)
+
+
+def save(fig, path: Path) -> None:
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
 
 
 def draw(axis, steps: np.ndarray, values: np.ndarray, k: int, label: str) -> None:
