@@ -307,7 +307,9 @@ def draw_efficiency(results: Results) -> str:
         if len(tasks) > 1 and by_task.keys() == set(tasks):
             equal = min(map(len, by_task.values()))  # seeds, so that every task has the same weight
             summary = f"{iqm_text([values[:equal] for values in by_task.values()])} (IQM)"
-            rows.append([f"all {len(tasks)}", title, equal, "", "", summary, ""])
+            omnet = groups.get("OMNet", {}) if title != "OMNet" else {}
+            told = improvement_text([*by_task.values()], [*omnet.values()]) if omnet.keys() == set(tasks) else ""
+            rows.append([f"all {len(tasks)}", title, equal, "", "", summary, told])
     finish(results, fig, axes, seeds, {})
     header = "task | method | seeds | FLOPs / REDQ, dense | masked entries not counted | score, normalised [95%]"
     return markdown(f"{header} | P(better than OMNet) [95%]", rows)

@@ -998,6 +998,7 @@ def test_every_task_has_the_same_weight_in_figure_3_and_its_legend_room(tmp_path
     figures.main(figures.Flags(("fig3",), protocol="small", results=tmp_path))
     table = (tmp_path / "small" / "figures" / "fig3.md").read_text()
     assert "| all 2 | OMNet | 1 |  |  | 0.50 (IQM) |  |" in table, "not that of all four runs, 1"
+    assert "| all 2 | REDQ | 1 |  |  | 1.00 (IQM) | 0.75 |" in table, "the mean over tasks of a tie and 1"
     fig, axes = figures.panels(["Pendulum-v1"])
     for k in range(30):
         axes[0, 0].plot([0], [0], label=f"method {k}")
