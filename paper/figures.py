@@ -173,9 +173,12 @@ def shared_areas(runs: list[Path], others: list[Path]) -> tuple[np.ndarray, np.n
     return area(values[: len(runs)]), area(values[len(runs) :])
 
 
-def better(runs: list[Path], omnet: list[Path]) -> str:
-    """The probability of improvement over OMNet's runs, by area under the curve; empty where that says nothing."""
-    return improvement_text(*([areas] for areas in shared_areas(runs, omnet))) if omnet and omnet != runs else ""
+def better(*tasks: tuple[list[Path], list[Path]]) -> str:
+    """The probability of improvement over OMNet, by area under the curve, from both's runs on each task; empty where
+    that says nothing."""
+    if any(not omnet or omnet == runs for runs, omnet in tasks):
+        return ""
+    return improvement_text(*map(list, zip(*(shared_areas(runs, omnet) for runs, omnet in tasks))))
 
 
 def draw_curves(results: Results) -> str:
@@ -194,7 +197,7 @@ def draw_curves(results: Results) -> str:
             draw(axis, steps, values, results.looks[title], title)
             scores = last_sixth(steps, values)
             summary = interval(scores), interval(scores, iqm), interval(area(values))
-            rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *summary, better(runs, omnet)])
+            rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *summary, better((runs, omnet))])
         if results.protocol == "paper":
             rows += draw_published(axis, env_id, longest[env_id])
         axis.set(title=env_id, ylabel="return")
@@ -279,11 +282,11 @@ def variant_gflop(variant: Variant, env_id: str, hidden_dim: int) -> float:
 
 def draw_efficiency(results: Results) -> str:
     """Figure 3: what every method that was run is worth, against its training FLOPs relative to REDQ's."""
-    tasks, rows, groups, seeds = results.tasks(), [], defaultdict(dict), []
+    tasks, rows, groups, seeds, found_on = results.tasks(), [], defaultdict(dict), [], {}
     variants = results.figure.variants | results.figure.also
     fig, axes = panels(tasks, 4.6)
     for axis, env_id in zip(axes[0], tasks):
-        runs = {}
+        runs = found_on[env_id] = {}
         for title, variant in variants.items():
             found = results.runs(variant, env_id)
             if found and found not in runs.values():  # one of the rates of dropout is DroQ's own
@@ -297,7 +300,7 @@ def draw_efficiency(results: Results) -> str:
             marker = {"marker": "osD^v<>P*X"[k // 9 % 10], "color": COLORS[k % 9], "linestyle": ""}
             draw_means(axis, {dense: values}, label=title, **marker)
             sparse = f"{dense * kept_share(variant):.3f}"
-            told = f"{dense:.3f}", sparse, interval(values, digits=2), better(runs[title], runs.get("OMNet", []))
+            told = f"{dense:.3f}", sparse, interval(values, digits=2), better((runs[title], runs.get("OMNet", [])))
             rows.append([env_id, title, len(values), *told])
             seeds.append(len(values))
             groups[title][env_id] = values
@@ -307,8 +310,7 @@ def draw_efficiency(results: Results) -> str:
         if len(tasks) > 1 and by_task.keys() == set(tasks):
             equal = min(map(len, by_task.values()))  # seeds, so that every task has the same weight
             summary = f"{iqm_text([values[:equal] for values in by_task.values()])} (IQM)"
-            omnet = groups.get("OMNet", {}) if title != "OMNet" else {}
-            told = improvement_text([*by_task.values()], [*omnet.values()]) if omnet.keys() == set(tasks) else ""
+            told = better(*((runs[title], runs.get("OMNet", [])) for runs in found_on.values()))
             rows.append([f"all {len(tasks)}", title, equal, "", "", summary, told])
     finish(results, fig, axes, seeds, {})
     header = "task | method | seeds | FLOPs / REDQ, dense | masked entries not counted | score, normalised [95%]"
@@ -368,7 +370,7 @@ def draw_against(results: Results, label: str) -> str:
             curves = {x: stack([curve(run) for run in runs]) for x, runs in by_value.items() if runs}
             areas = {x: area(returns) for x, (_, returns) in curves.items()}
             for x in areas:
-                told = [interval(areas[x]), better(by_value[x], found["OMNet"][x])]
+                told = [interval(areas[x]), better((by_value[x], found["OMNet"][x]))]
                 told += [ratio_text(areas[x], areas[first]) if x != first and first in areas else ""]
                 rows.append([env_id, title, x, len(areas[x]), *told, interval(last_sixth(*curves[x]))])
                 seeds.append(len(areas[x]))
