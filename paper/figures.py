@@ -9,9 +9,11 @@ bootstrap intervals over seeds.
 """
 
 import csv
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, count
@@ -167,18 +169,17 @@ def draw_means(axis, groups: dict[float, np.ndarray], **style) -> None:
     axis.errorbar([*groups], means, [means - low, high - means], **style)
 
 
-def shared_areas(runs: list[Path], others: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Areas under the curves of two groups of runs, over the steps that all of them have."""
-    _, values = stack([curve(run) for run in (*runs, *others)])
-    return area(values[: len(runs)]), area(values[len(runs) :])
-
-
-def better(*tasks: tuple[list[Path], list[Path]]) -> str:
-    """The probability of improvement over OMNet, by area under the curve, from both's runs on each task; empty where
-    that says nothing."""
+def better(*tasks: tuple[list[Path], list[Path]], by_score: bool = False) -> str:
+    """The probability of improvement over OMNet, by area under the curve or by score, over the steps that all have,
+    from both's runs on each task; empty where that says nothing."""
     if any(not omnet or omnet == runs for runs, omnet in tasks):
         return ""
-    return improvement_text(*map(list, zip(*(shared_areas(runs, omnet) for runs, omnet in tasks))))
+    pairs = []
+    for runs, omnet in tasks:
+        steps, values = stack([curve(run) for run in (*runs, *omnet)])
+        worth = last_sixth(steps, values) if by_score else area(values)
+        pairs.append(np.split(worth, [len(runs)]))
+    return improvement_text(*map(list, zip(*pairs)))
 
 
 def draw_curves(results: Results) -> str:
@@ -196,15 +197,17 @@ def draw_curves(results: Results) -> str:
             longest[env_id] = max(longest.get(env_id, steps), steps, key=lambda s: s[-1])
             draw(axis, steps, values, results.looks[title], title)
             scores = last_sixth(steps, values)
-            summary = interval(scores), interval(scores, iqm), interval(area(values))
-            rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *summary, better((runs, omnet))])
+            told = interval(scores), interval(scores, iqm), better((runs, omnet), by_score=True)
+            told += interval(area(values)), better((runs, omnet))
+            rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *told])
         if results.protocol == "paper":
             rows += draw_published(axis, env_id, longest[env_id])
         axis.set(title=env_id, ylabel="return")
         along(axis)
     finish(results, fig, axes, seeds, {env_id: steps[-1] for env_id, steps in longest.items()})
-    header = "task | method | seeds | steps | score (last sixth), mean [95%] | IQM [95%] | area under the curve [95%]"
-    return markdown(f"{header} | P(better than OMNet) [95%]", rows)
+    header = "task | method | seeds | steps | score (last sixth), mean [95%] | IQM [95%]"
+    header += " | P(better than OMNet by score) [95%]"
+    return markdown(f"{header} | area under the curve [95%] | P(better than OMNet) [95%]", rows)
 
 
 def draw_published(axis, env_id: str, steps: np.ndarray) -> list[list]:
@@ -216,7 +219,7 @@ def draw_published(axis, env_id: str, steps: np.ndarray) -> list[list]:
         points = [(int(row["step"]), float(row["mean"])) for row in published if row["method"] == method]
         means = np.interp(steps, *zip(*points))
         axis.plot(steps, means, color="0.6", linestyle=style, linewidth=1, label=f"{method}, published")
-        row = [f"{method}, published", NUM_SEEDS, f"{steps[-1]:,}", f"{last_sixth(steps, means):.0f}", "", "", ""]
+        row = [f"{method}, published", NUM_SEEDS, f"{steps[-1]:,}", f"{last_sixth(steps, means):.0f}", *[""] * 4]
         table.append([env_id, *row])
     return table
 
@@ -317,41 +320,69 @@ def draw_efficiency(results: Results) -> str:
     return markdown(f"{header} | P(better than OMNet) [95%]", rows)
 
 
-def against_flops(run: Path, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
-    """The PFLOPs of training (T,) before each evaluation of a run, from the last one without any, and returns (T,)."""
-    flags = stored_flags(run)
+def training_times(results: Results) -> dict[tuple[str, str, int], float]:
+    """The time of training by variant, task and width, relative to OMNet's in the same measurement, the last one, of
+    those that paper.speed has appended to `speed.csv` in the folder of all results, OMNet first."""
+    path, omnet, times = results.root / "speed.csv", {}, {}
+    with path.open() if path.exists() else nullcontext(()) as lines:
+        for row in csv.DictReader(lines):
+            method, *words = shlex.split(row["method"])
+            where, speed = (row["env_id"], int(row["hidden_dim"])), float(row["env_steps_per_s"])
+            if row["method"] == "omnet-sac":
+                omnet[where] = speed
+            if method in METHODS and where in omnet:  # no other library's
+                times[Variant(method, typed_flags(method, words)).name, *where] = omnet[where] / speed
+    return times
+
+
+def against_cost(run: Path, cost: float) -> tuple[np.ndarray, np.ndarray]:
+    """What training has cost before each evaluation of a run (T,), at `cost` per environment step, from the last
+    evaluation before it, and returns (T,)."""
     steps, values = stack([curve(run)])
-    gflop = variant_gflop(variant, flags["env_id"], flags["hidden_dim"])
-    trained = np.clip(steps - flags["learning_starts"], 0, None)
+    trained = np.clip(steps - stored_flags(run)["learning_starts"], 0, None)
     start = max(0, np.searchsorted(trained, 0, "right") - 1)
-    return trained[start:] * gflop / 1e6, values[0, start:]
+    return trained[start:] * cost, values[0, start:]
 
 
 def draw_compute(results: Results) -> str:
-    """Returns against the FLOPs of training, as far as OMNet's runs go; areas under these curves at equal FLOPs."""
-    tasks, omnet, rows, seeds = results.tasks(), Variant("omnet-sac"), [], []
-    fig, axes = panels(tasks)
-    for axis, env_id in zip(axes[0], tasks):
-        omnet_runs = results.runs(omnet, env_id)
-        omnet_curves = [against_flops(run, omnet) for run in omnet_runs]
-        for title, variant in results.figure.variants.items():
-            runs = results.runs(variant, env_id)
-            if not runs:
-                continue
-            curves = [against_flops(run, variant) for run in runs]
-            pflop = np.linspace(0, min(known[-1] for known, _ in (*curves, *omnet_curves)), 101)
-            values, omnets = (np.array([np.interp(pflop, *c) for c in group]) for group in (curves, omnet_curves))
-            draw(axis, pflop * 1e15, values, results.looks[title], title)
-            areas, told = area(values), ["", ""]
-            if omnet_runs and runs != omnet_runs:
-                told = [interval(area(omnets)), improvement_text([areas], [area(omnets)])]
-            rows.append([env_id, title, len(runs), f"{pflop[-1]:.3g}", interval(areas), *told])
-            seeds.append(len(runs))
-        axis.set(title=env_id, ylabel="return")
-        along(axis, "FLOPs of training")
+    """Returns against the FLOPs of training and, where speeds were measured, against its time, as far as OMNet's runs
+    go; areas under these curves at equal cost."""
+    tasks, times, rows, seeds = results.tasks(), training_times(results), [], []
+
+    def flop(variant: Variant, env_id: str) -> float:
+        return 1e9 * variant_gflop(variant, env_id, results.width)
+
+    def time(variant: Variant, env_id: str) -> float:  # 0: not measured
+        return times.get((variant.name, env_id, results.width), 0)
+
+    costs = {"FLOPs of training": (flop, lambda end: f"{end / 1e15:.3g} PFLOP")}
+    if any(time(Variant("omnet-sac"), env_id) for env_id in tasks):
+        costs["time of training, in that of OMNet's steps"] = time, lambda end: f"time of {end:,.0f} steps"
+    fig, axes = panels(tasks, 3.8 * len(costs), len(costs))
+    for (quantity, (cost, text)), line in zip(costs.items(), axes):
+        for axis, env_id in zip(line, tasks):
+            curves = {
+                title: [against_cost(run, cost(variant, env_id)) for run in results.runs(variant, env_id)]
+                for title, variant in results.figure.variants.items()
+                if cost(variant, env_id)
+            }
+            omnets = curves.get("OMNet", [])
+            for title, own in curves.items():
+                if not own:
+                    continue
+                spent = np.linspace(0, min(known[-1] for known, _ in (*own, *omnets)), 101)
+                values, others = (np.array([np.interp(spent, *c) for c in group]) for group in (own, omnets))
+                draw(axis, spent, values, results.looks[title], title)
+                areas, told = area(values), ["", ""]
+                if omnets and title != "OMNet":
+                    told = [interval(area(others)), improvement_text([areas], [area(others)])]
+                rows.append([env_id, title, len(own), text(spent[-1]), interval(areas), *told])
+                seeds.append(len(own))
+            axis.set(title=env_id, ylabel="return", visible=any(curves.values()))
+            along(axis, quantity)
     finish(results, fig, axes, seeds, {})
-    header = "task | method | seeds | PFLOP | area under the curve to there [95%] | OMNet's to there [95%]"
-    return markdown(f"{header} | P(better than OMNet at equal FLOPs) [95%]", rows)
+    header = "task | method | seeds | cost | area under the curve to there [95%] | OMNet's to there [95%]"
+    return markdown(f"{header} | P(better than OMNet at equal cost) [95%]", rows)
 
 
 def draw_against(results: Results, label: str) -> str:

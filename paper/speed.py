@@ -1,6 +1,6 @@
 """How fast a method trains, next to the floor that its own matrix products set and next to other libraries.
 
-    python -m paper.speed --env-id Ant-v4 --methods omnet-sac redq --peers --csv speed.csv
+    python -m paper.speed --env-id Ant-v4 --methods omnet-sac "omnet-sac --num-subnets 1" redq --peers --csv speed.csv
 
 Timed is the whole loop of training with a full replay buffer: act, step the environment, store, sample, update. The
 floor and the loops take turns in rounds, and each number is a median over the rounds: machines drift.
@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import os
 import resource
+import shlex
 import sys
 import time
 import timeit
@@ -19,7 +20,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -33,8 +33,8 @@ from paper.flops import Products, trace
 ROUNDS = 9
 REPEATS = 50  # calls per round of `act` and of each matrix product
 HEADER = (
-    "method,env_id,precision,compiled,threads,critic_updates_per_s,env_steps_per_s,ms_per_update,gflop_per_update,"
-    "floor_ms,ratio_to_floor,peak_mb,act_us"
+    "method,env_id,hidden_dim,precision,compiled,threads,critic_updates_per_s,env_steps_per_s,ms_per_update,"
+    "gflop_per_update,floor_ms,ratio_to_floor,peak_mb,act_us"
 )
 
 
@@ -42,8 +42,8 @@ HEADER = (
 class Flags:
     """Times the training loop of OMNet-SAC, and of other methods and libraries if asked to, at their defaults."""
 
-    methods: tuple[Literal[tuple(METHODS)], ...] = ("omnet-sac",)
-    """methods to time, as named by paper.baselines; ratios are to the first one"""
+    methods: tuple[str, ...] = ("omnet-sac",)
+    """methods of paper.baselines to time, in quotes with flags of their own; ratios are to the first one"""
     env_id: str = Args.env_id
     """Gymnasium environment to train in"""
     hidden_dim: int = Args.hidden_dim
@@ -169,12 +169,13 @@ def peak_megabytes(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def measure(runs: list[tuple[Args, Callable]], threads: int, seconds: float, peers: bool) -> list[dict]:
-    """A row as in HEADER for each (args, make_agent(args, obs_dim, action_dim)), then one for each peer if asked for.
+def measure(runs: dict[str, tuple[Args, Callable]], threads: int, seconds: float, peers: bool) -> list[dict]:
+    """A row as in HEADER for each (args, make_agent(args, obs_dim, action_dim)) by its name, then one for each peer if
+    asked for.
 
     Environment, batch size, device and precision are those of the first run.
     """
-    args = runs[0][0]
+    args, _ = next(iter(runs.values()))
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     torch.set_float32_matmul_precision(args.matmul_precision)
@@ -185,8 +186,7 @@ def measure(runs: list[tuple[Args, Callable]], threads: int, seconds: float, pee
     capacity = min(args.buffer_size, args.total_timesteps)
     buffer = ReplayBuffer(capacity, obs_dim, action_dim, args.device, added=capacity)
     buffer.rows.normal_().clamp_(-1, 1)[:, -2:] = 0  # actions are in [-1, 1], nothing ends
-    for args_, make in runs:
-        name = args_.method
+    for name, (args_, make) in runs.items():
         products, num_updates = trace(args_, make, obs_dim, action_dim)
         agent = make(args_, obs_dim, action_dim)
         if args_.compile:
@@ -197,6 +197,7 @@ def measure(runs: list[tuple[Args, Callable]], threads: int, seconds: float, pee
         acts[name] = partial(agent.act, buffer.rows[0, :obs_dim].cpu().numpy(), 0, agent.generator)
         peak_mb = "" if rows else peak_megabytes(args.device)  # of the first alone, before the others are there
         rows[name] = {"compiled": str("critic_step" in vars(agent)), "peak_mb": peak_mb, "ratio": args_.replay_ratio}
+        rows[name]["hidden_dim"] = args_.hidden_dim
         rows[name]["gflop_per_update"] = products.flop / num_updates / 1e9
         rows[name]["parameters"] = agent.critic.theta.numel() + agent.actor.theta.numel()
     for name, loop in peer_loops(args, threads, buffer).items() if peers else ():
@@ -224,14 +225,28 @@ def measure(runs: list[tuple[Args, Callable]], threads: int, seconds: float, pee
     return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows.values()]
 
 
+def method_args(text: str, given: dict) -> Args:
+    """The flags of a method that is named as on the command line of paper.baselines, with those given for all.
+
+    Raises UsageError where there is no such method or it cannot work; an unknown flag ends the program.
+    """
+    method, *words = shlex.split(text) or [""]
+    if method not in METHODS:
+        raise UsageError(f"--methods: there is no {method!r}, but {', '.join(METHODS)}")
+    default = dataclasses.replace(METHODS[method][1], **given)
+    args = tyro.cli(type(default), default=default, args=words, prog=f"python -m paper.baselines {method}")
+    check_args(args)
+    if (args.env_id, args.device) != (default.env_id, default.device):
+        raise UsageError("--env-id and --device are for all methods: give them outside of --methods")
+    return args
+
+
 def main(flags: Flags) -> None:
     """Measures, prints a table with a column for each method, and appends its rows to the CSV file."""
     given = {f.name: getattr(flags, f.name) for f in dataclasses.fields(Args) if hasattr(flags, f.name)}
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        runs = [(dataclasses.replace(METHODS[name][1], **given), make_agent) for name in flags.methods]
-        for args, _ in runs:
-            check_args(args)
+        runs = {text: (method_args(text, given), make_agent) for text in flags.methods}
         if flags.threads < 1 or flags.seconds <= 0:
             raise UsageError("--threads and --seconds must be positive")
         rows = measure(runs, flags.threads, flags.seconds, flags.peers)
@@ -241,7 +256,7 @@ def main(flags: Flags) -> None:
     for row in rows:
         row["speedup_over_it"] = f"{rows[0]['critic_updates_per_s'] / row['critic_updates_per_s']:.2f}"
     for column in (*HEADER.split(","), "gflop_per_step", "parameters", "rounds", "speedup_over_it"):
-        print(f"{column:20}", *(f"{row.get(column, ''):>12}" for row in rows))
+        print(f"{column:20}", *(f"{row.get(column, ''):>{max(12, len(row['method']))}}" for row in rows))
     if flags.csv:
         with flags.csv.open("a") as file:
             if not file.tell():

@@ -86,8 +86,9 @@ def test_rows_are_consistent_and_appended_to_the_csv(tmp_path, monkeypatch, caps
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 and list(rows[0]) == HEADER.split(",")
     for row in rows:
-        assert (row["method"], row["env_id"], row["compiled"]) == ("omnet_sac", "Pendulum-v1", "False")
-        updates, steps, ms, gflop, floor, ratio, peak, act = (float(row[name]) for name in HEADER.split(",")[5:])
+        assert (row["method"], row["env_id"], row["compiled"]) == ("omnet-sac", "Pendulum-v1", "False")
+        assert row["hidden_dim"] == "16"
+        updates, steps, ms, gflop, floor, ratio, peak, act = (float(row[name]) for name in HEADER.split(",")[6:])
         assert min(gflop, floor, ratio, act) > 0 and 50 < peak < 20_000
         assert steps * 2 == pytest.approx(updates, rel=1e-3)
         assert ms == pytest.approx(1000 / updates, rel=1e-3)
@@ -101,15 +102,36 @@ def test_peers_that_are_not_installed_are_named_in_one_line(monkeypatch, capsys)
     for name in ("NPROC", "JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE"):
         monkeypatch.setenv(name, "")  # restored after the test
     args = Args(env_id="Pendulum-v1", hidden_dim=16, batch_size=16, replay_ratio=1, policy_delay=1, compile=False)
-    (row,) = measure([(args, OMNetSAC)], threads=1, seconds=0.1, peers=True)
+    (row,) = measure({"omnet-sac": (args, OMNetSAC)}, threads=1, seconds=0.1, peers=True)
     (line,) = capsys.readouterr().out.splitlines()
-    assert row["method"] == "omnet_sac" and all(name in line for name in ("sb3_sac", "sbx_sac", "sbx_droq"))
+    assert row["method"] == "omnet-sac" and all(name in line for name in ("sb3_sac", "sbx_sac", "sbx_droq"))
 
 
-def test_what_the_user_can_mend_is_one_sentence(capsys):
+def test_a_method_is_timed_with_flags_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "ROUNDS", 1)
+    methods = "omnet-sac", "omnet-sac --num-subnets 1 --hidden-dim 8"
+    flags = {"hidden_dim": 16, "batch_size": 16, "replay_ratio": 2, "policy_delay": 4, "compile": False}
+    main(speed.Flags(methods, env_id="Pendulum-v1", seconds=0.1, csv=tmp_path / "speed.csv", **flags))
+    with (tmp_path / "speed.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == [*methods] and [row["hidden_dim"] for row in rows] == ["16", "8"]
+    counts = hand_counted_flop(3, 1, 16, 5, 16, 4) / 1e9, hand_counted_flop(3, 1, 8, 1, 16, 4) / 1e9
+    assert [float(row["gflop_per_update"]) for row in rows] == pytest.approx(counts, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ({"threads": 0}, "--threads"),
+        ({"methods": ("nothing",)}, "there is no 'nothing', but"),
+        ({"methods": ("redq --sparsity 2",)}, "--sparsity"),
+        ({"methods": ("redq", "redq --env-id Ant-v4")}, "outside of --methods"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_sentence(flags, told, capsys):
     with pytest.raises(SystemExit) as exit:
-        main(speed.Flags(threads=0))
-    assert exit.value.code == 2 and "--threads" in capsys.readouterr().err
+        main(speed.Flags(**flags))
+    assert exit.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_a_cuda_graph_of_a_product_keeps_its_operands_alive(monkeypatch):
@@ -982,7 +1004,20 @@ def test_a_miniature_is_drawn_from_its_own_folder_with_any_environment(tmp_path,
     rows = {line.split(" | ")[1]: line.split(" | ") for line in efficiency.splitlines() if "| Pendulum" in line}
     assert [rows[title][5].split()[0] for title in ("SAC", "OMNet", "REDQ")] == ["0.00", "0.50", "1.00"], normalised
     assert float(rows["REDQ"][3]) == 1 and float(rows["OMNet"][3]) < 0.3
-    assert "| Pendulum-v1 | REDQ | 3 | 20 | 62 [61, 63] | 62 [61, 63] | 47 [46, 48] | 1.00 [1.00, 1.00] |" in returns
+    told = "62 [61, 63] | 62 [61, 63] | 1.00 [1.00, 1.00] | 47 [46, 48] | 1.00 [1.00, 1.00]"
+    assert f"| Pendulum-v1 | REDQ | 3 | 20 | {told} |" in returns
+
+
+@PAPER
+def test_who_is_better_by_score_need_not_be_by_area(tmp_path):
+    early, late = ({10: [10], 20: [9], 30: [2]}, {10: [0], 20: [0], 30: [3]})
+    runs, omnet = (
+        [write_method_run(tmp_path, method, curve, env_id="Pendulum-v1", seed=seed) for seed in (1, 2)]
+        for method, curve in (("redq", early), ("omnet-sac", late))
+    )
+    assert figures.better((runs, omnet)) == "1.00 [1.00, 1.00]"
+    assert figures.better((runs, omnet), by_score=True) == "0.00 [0.00, 0.00]"
+    assert figures.better((omnet, omnet), by_score=True) == figures.better((runs, [])) == ""
 
 
 @PAPER
@@ -1014,8 +1049,35 @@ def test_at_equal_flops_a_method_of_five_times_the_cost_has_a_fifth_of_the_updat
         write_method_run(tmp_path / "small", method, {step: [float(step)] for step in range(5, 111, 5)}, **size)
     figures.main(figures.Flags(("compute",), protocol="small", results=tmp_path))
     table = (tmp_path / "small" / "figures" / "compute.md").read_text()
-    assert "| Pendulum-v1 | OMNet | 1 | 0.0001 | 60 |  |  |" in table, "returns 10 to 110, after the warm-up of 10"
-    assert "| Pendulum-v1 | REDQ | 1 | 0.0001 | 20 | 60 | 0.00 |" in table, "100 GFLOP: from 10 to 30"
+    assert "| Pendulum-v1 | OMNet | 1 | 0.0001 PFLOP | 60 |  |  |" in table, (
+        "returns 10 to 110, after the warm-up of 10"
+    )
+    assert "| Pendulum-v1 | REDQ | 1 | 0.0001 PFLOP | 20 | 60 | 0.00 |" in table, "100 GFLOP: from 10 to 30"
+    assert "time" not in table, "not measured"
+
+
+@PAPER
+def test_at_equal_time_a_method_has_as_many_updates_as_it_was_measured_to_do(tmp_path):
+    size = {"env_id": "Pendulum-v1", "hidden_dim": 64, "learning_starts": 10}
+    returns = {step: [float(step)] for step in range(5, 111, 5)}
+    for method in ("omnet-sac", "redq", "sac-20"):
+        write_method_run(tmp_path / "small", method, returns, **size)
+    alone = {"num_subnets": 1, "sparsity": 0.0}
+    write_method_run(
+        tmp_path / "small", "omnet-sac", returns, "omnet_sac__num_subnets_1__sparsity_0.0", **size, **alone
+    )
+    rows = [("omnet-sac", "Pendulum-v1", 64, 10), ("redq", "Pendulum-v1", 64, 2), ("sb3_sac", "Pendulum-v1", 64, 9)]
+    rows += [("omnet-sac --sparsity 0 --num-subnets 1", "Pendulum-v1", 64, 20), ("sac-20", "Hopper-v4", 64, 1)]
+    lines = [",".join(map(str, row)) for row in [("method", "env_id", "hidden_dim", "env_steps_per_s"), *rows]]
+    lines.append("sac-20,Pendulum-v1,256,1")  # another width
+    lines.insert(1, "redq,Pendulum-v1,64,9")  # an earlier measurement, without OMNet
+    (tmp_path / "speed.csv").write_text("\n".join(lines) + "\n")
+    figures.main(figures.Flags(("compute",), protocol="small", results=tmp_path))
+    table = (tmp_path / "small" / "figures" / "compute.md").read_text()
+    assert "| Pendulum-v1 | OMNet | 1 | time of 100 steps | 60 |  |  |" in table
+    assert "| Pendulum-v1 | REDQ | 1 | time of 100 steps | 20 | 60 | 0.00 |" in table, "20 steps of 100: from 10 to 30"
+    assert "| Pendulum-v1 | no OMNet | 1 | time of 50 steps | 60 | 35 | 1.00 |" in table, "twice as fast"
+    assert table.count("time of") == 3, "SAC-20 was not timed on this task at this width"
 
 
 @PAPER
