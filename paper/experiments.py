@@ -94,6 +94,7 @@ OURS = {label: MASKS[label] for label in ("OMNet", "OMNet, dense input and outpu
 # The same networks without masks: an agent of the maze, and the control that the paper lacks
 NO_OMNET = {"no OMNet": omnet(num_subnets=1, sparsity=0.0)}
 CRITIC_ONLY = {"OMNet in the critic only": omnet(actor_subnets=False)}
+STATIC = {"static sparsity, N=1": omnet(num_subnets=1)}
 MULTIPLE = {"SAC": "sac", "SAC-20": "sac-20", "REDQ": "redq", "DroQ": "droq", "SR-SAC": "sr-sac"}
 SINGLE = {"Sin-SAC": "sin-sac", "Sin-DroQ": "sin-droq", "SR-Sin-SAC": "sr-sin-sac"}
 MULTIPLE, SINGLE = ({label: Variant(method) for label, method in group.items()} for group in (MULTIPLE, SINGLE))
@@ -115,8 +116,7 @@ INFINITE = {"N=infinity": omnet(dynamic_masks=True)}
 DIVERSE = MASKS | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20", "DroQ")} | NO_OMNET
 for where in ("critic", "actor"):
     MASKS |= {f"dense {layers}, {where} only": omnet(**flags, dense_in=where) for layers, flags in DENSE.items()}
-CONTROLS = OURS | NO_OMNET | CRITIC_ONLY | REDQ
-CONTROLS["static sparsity, N=1"] = omnet(num_subnets=1)
+CONTROLS = OURS | NO_OMNET | CRITIC_ONLY | REDQ | STATIC
 CONTROLS["two dense critics with layer norm"] = Variant("droq", {"dropout": 0.0})
 CONTROLS["OMNet, balanced masks"] = omnet(balanced_masks=True)
 CONTROLS["OMNet, policy delay 4"] = omnet(policy_delay=4)
@@ -130,21 +130,21 @@ FIGURES = {
     "fig2a": Figure(OURS | MULTIPLE),
     "fig2b": Figure(OURS | SINGLE),
     "fig3": Figure(OURS | MULTIPLE | SINGLE | DROQ, also=CONTROLS | MASKS | SPARSITIES | SUBNETS | INFINITE),
-    "compute": Figure(OURS | NO_OMNET | MULTIPLE | {"Sin-SAC": SINGLE["Sin-SAC"]}),
-    "fig4": Figure(BIASED, ("Humanoid-v4",)),
+    "compute": Figure(OURS | NO_OMNET | MULTIPLE | {"Sin-SAC": SINGLE["Sin-SAC"]}, also=STATIC),
+    "fig4": Figure(BIASED, ("Humanoid-v4",), also=STATIC),
     "fig5-7": Figure(AGENTS, MAZE_ID, MAZE_ID, MAZE),
     "fig8": Figure(OURS | REDQ, ("Humanoid-v4",), (QUICK,), along=NOISE),
     "fig9a": Figure(OURS | SPARSITIES, small=SHORT),
-    "fig9b": Figure(OURS | NO_OMNET | SUBNETS | INFINITE, small=SHORT),
+    "fig9b": Figure(OURS | NO_OMNET | SUBNETS | INFINITE, small=SHORT, also=STATIC),
     "fig10": Figure(DROQ, small=(QUICK,)),
     "fig11": Figure(SIN_DROQ, small=(QUICK,)),
-    "bias-all-tasks": Figure(BIASED),
+    "bias-all-tasks": Figure(BIASED, also=STATIC),
     "noise-all-tasks": Figure(OMNET | REDQ | {"DroQ": MULTIPLE["DroQ"]}, small=(QUICK,), along=NOISE),
     "masks": Figure(MASKS, small=SHORT),
     "controls": Figure(CONTROLS, small=SHORT),
     "widths": Figure(WIDE, ("Hopper-v4",), (QUICK,), along=WIDTHS),
     "diversity": Figure(DIVERSE),
-    "overview": Figure(OURS | NO_OMNET | REDQ | {"SAC": MULTIPLE["SAC"]}, ("Hopper-v4", "Ant-v4")),
+    "overview": Figure(OURS | NO_OMNET | REDQ | {"SAC": MULTIPLE["SAC"]}, ("Hopper-v4", "Ant-v4"), also=STATIC),
 }
 NAMES = {name: name for name in FIGURES} | {f"fig{k}": "fig5-7" for k in (5, 6, 7)}
 

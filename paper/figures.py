@@ -95,7 +95,8 @@ class Results:
     def __init__(self, name: str, flags: Flags, words: list[str]):
         self.name, self.figure, self.protocol = name, FIGURES[name], flags.protocol
         self.words, self.env_ids, self.root = words, flags.env_ids, flags.results
-        self.looks = numbered(self.figure.variants | self.figure.also)
+        self.variants = self.figure.variants | self.figure.also
+        self.looks = numbered(self.variants)
         self.width = self.asked(Variant("omnet-sac")).get("hidden_dim", PROTOCOLS[flags.protocol].flags["hidden_dim"])
         self.folder = size_folder(flags.results, flags.protocol, self.width)
 
@@ -188,7 +189,7 @@ def draw_curves(results: Results) -> str:
     fig, axes = panels(tasks)
     for axis, env_id in zip(axes[0], tasks):
         omnet = results.runs(Variant("omnet-sac"), env_id)
-        for title, variant in results.figure.variants.items():
+        for title, variant in results.variants.items():
             runs = results.runs(variant, env_id)
             if not runs:
                 continue
@@ -230,7 +231,7 @@ def draw_recorded(results: Results, columns: dict[str, str]) -> str:
     fig, axes = panels(tasks, 0.8 + 3 * len(columns), len(columns))
     for (label, column), line in zip(columns.items(), axes):
         for axis, env_id in zip(line, tasks):
-            for title, variant in results.figure.variants.items():
+            for title, variant in results.variants.items():
                 runs = [run for run in results.runs(variant, env_id) if (run / "bias.csv").exists()]
                 runs = [run for run in runs if np.isfinite(read(run / "bias.csv").get(column, [np.nan])).any()]
                 if not runs:
@@ -286,16 +287,15 @@ def variant_gflop(variant: Variant, env_id: str, hidden_dim: int) -> float:
 def draw_efficiency(results: Results) -> str:
     """Figure 3: what every method that was run is worth, against its training FLOPs relative to REDQ's."""
     tasks, rows, groups, seeds, found_on = results.tasks(), [], defaultdict(dict), [], {}
-    variants = results.figure.variants | results.figure.also
     fig, axes = panels(tasks, 4.6)
     for axis, env_id in zip(axes[0], tasks):
         runs = found_on[env_id] = {}
-        for title, variant in variants.items():
+        for title, variant in results.variants.items():
             found = results.runs(variant, env_id)
             if found and found not in runs.values():  # one of the rates of dropout is DroQ's own
                 runs[title] = found
         worth, name = scale(results, env_id, runs)
-        for title, variant in variants.items():
+        for title, variant in results.variants.items():
             if title not in worth:
                 continue
             k, values, width = results.looks[title], worth[title], stored_flags(runs[title][0])["hidden_dim"]
@@ -363,7 +363,7 @@ def draw_compute(results: Results) -> str:
         for axis, env_id in zip(line, tasks):
             curves = {
                 title: [against_cost(run, cost(variant, env_id)) for run in results.runs(variant, env_id)]
-                for title, variant in results.figure.variants.items()
+                for title, variant in results.variants.items()
                 if cost(variant, env_id)
             }
             omnets = curves.get("OMNet", [])
@@ -395,7 +395,7 @@ def draw_against(results: Results, label: str) -> str:
     for axis, env_id in zip(axes[0], tasks):
         found = {
             title: {x: results.runs(variant.at(**{flag: x}), env_id) for x in values}
-            for title, variant in results.figure.variants.items()
+            for title, variant in results.variants.items()
         }
         for title, by_value in found.items():
             curves = {x: stack([curve(run) for run in runs]) for x, runs in by_value.items() if runs}
@@ -483,7 +483,7 @@ def draw_overview(results: Results) -> str:
     fig, (*axes, right) = plt.subplots(1, len(tasks) + 1, figsize=(4.2 * len(tasks) + 3.6, 4.6), layout="constrained")
     miniature = ", in miniature" if results.protocol == "small" else ""
     for axis, env_id in zip(axes, tasks):
-        for title, variant in results.figure.variants.items():
+        for title, variant in results.variants.items():
             if found := results.runs(variant, env_id):
                 steps, values = stack([curve(run) for run in found])
                 draw(axis, steps, values, results.looks[title], f"{title} ({len(found)} seeds)")
@@ -504,7 +504,7 @@ def draw_overview(results: Results) -> str:
 def draw_maze(results: Results) -> str:
     """Figures 5 to 7, and the numbers beside them."""
     (env_id,), starts = MAZE_ID, MAZE["learning_starts"]
-    runs = {title: results.runs(variant, env_id) for title, variant in results.figure.variants.items()}
+    runs = {title: results.runs(variant, env_id) for title, variant in results.variants.items()}
     runs = {title: found for title, found in runs.items() if found}
     note = results.title([*map(len, runs.values())], {}).removeprefix(results.name)
 
