@@ -249,6 +249,8 @@ def main(flags: Flags) -> None:
         runs = {text: (method_args(text, given), make_agent) for text in flags.methods}
         if flags.threads < 1 or flags.seconds <= 0:
             raise UsageError("--threads and --seconds must be positive")
+        if flags.csv and flags.csv.exists() and flags.csv.read_text().partition("\n")[0] not in ("", HEADER):
+            raise UsageError(f"{flags.csv} has other columns, give another --csv")
         rows = measure(runs, flags.threads, flags.seconds, flags.peers)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -126,6 +126,7 @@ def test_a_method_is_timed_with_flags_of_its_own(tmp_path, monkeypatch):
         ({"methods": ("nothing",)}, "there is no 'nothing', but"),
         ({"methods": ("redq --sparsity 2",)}, "--sparsity"),
         ({"methods": ("redq", "redq --env-id Ant-v4")}, "outside of --methods"),
+        ({"csv": Path(__file__)}, "has other columns"),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence(flags, told, capsys):
