@@ -72,7 +72,8 @@ MAZE_WINDOWS = 100, 500, 1000  # training steps of Figure 6
 CELLS = 30  # per side of its grid
 NUM_SEEDS = 10  # of the paper's figures
 # What looks the same in all figures
-FAMILIAR = "OMNet", "OMNet, dense input and output", "no OMNet", "REDQ", "SAC", "SAC-20", "Sin-SAC", "DroQ", "Sin-DroQ"
+FAMILIAR = "OMNet", "OMNet, dense input and output", "no OMNet", "REDQ", "SAC", "SAC-20", "Sin-SAC", "DroQ"
+FAMILIAR += ("static sparsity, N=1",)
 
 
 @dataclass
