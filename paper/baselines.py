@@ -7,6 +7,7 @@ curves is a difference between two methods. `omnet-sac` is there too, for what a
 """
 
 import copy
+import dataclasses
 import math
 import sys
 from dataclasses import dataclass
@@ -201,6 +202,13 @@ def check_args(args: Baseline) -> None:
         raise UsageError("--dropout works with 1 or 2 critics, all of which enter the target")
     if args.reset_interval < 0:
         raise UsageError("--reset-interval must not be negative; 0 means never")
+
+
+def method_args(method: str, words: list[str], **given) -> OMNetArgs | Baseline:
+    """The flags of a method from its command line, by default those `given`, then its own; an unknown one ends the
+    program."""
+    default = dataclasses.replace(METHODS[method][1], **given)
+    return tyro.cli(type(default), default=default, args=words, prog=f"python -m paper.baselines {method}")
 
 
 def main(args: OMNetArgs | Baseline) -> None:

@@ -13,10 +13,9 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations, count
+from itertools import combinations, count, product
 from pathlib import Path
 from typing import Literal
 
@@ -325,8 +324,10 @@ def training_times(results: Results) -> dict[tuple[str, str, int], float]:
     """The time of training by variant, task and width, relative to OMNet's in the same measurement, the last one, of
     those that paper.speed has appended to `speed.csv` in the folder of all results, OMNet first."""
     path, omnet, times = results.root / "speed.csv", {}, {}
-    with path.open() if path.exists() else nullcontext(()) as lines:
-        for row in csv.DictReader(lines):
+    if not path.exists():
+        return {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
             method, *words = shlex.split(row["method"])
             where, speed = (row["env_id"], int(row["hidden_dim"])), float(row["env_steps_per_s"])
             if row["method"] == "omnet-sac":
@@ -349,37 +350,31 @@ def draw_compute(results: Results) -> str:
     """Returns against the FLOPs of training and, where speeds were measured, against its time, as far as OMNet's runs
     go; areas under these curves at equal cost."""
     tasks, times, rows, seeds = results.tasks(), training_times(results), [], []
-
-    def flop(variant: Variant, env_id: str) -> float:
-        return 1e9 * variant_gflop(variant, env_id, results.width)
-
-    def time(variant: Variant, env_id: str) -> float:  # 0: not measured
-        return times.get((variant.name, env_id, results.width), 0)
-
-    costs = {"FLOPs of training": (flop, lambda end: f"{end / 1e15:.3g} PFLOP")}
-    if any(time(Variant("omnet-sac"), env_id) for env_id in tasks):
-        costs["time of training, in that of OMNet's steps"] = time, lambda end: f"time of {end:,.0f} steps"
+    runs, flop, time = {}, {}, {}  # by task and title; what an environment step costs
+    for env_id, (title, variant) in product(tasks, results.variants.items()):
+        if found := results.runs(variant, env_id):
+            runs[env_id, title] = found
+            flop[env_id, title] = 1e9 * variant_gflop(variant, env_id, results.width)
+            if measured := times.get((variant.name, env_id, results.width)):
+                time[env_id, title] = measured
+    costs = {"FLOPs of training": flop} | ({"time of training, in that of OMNet's steps": time} if time else {})
     fig, axes = panels(tasks, 3.8 * len(costs), len(costs))
-    for (quantity, (cost, text)), line in zip(costs.items(), axes):
+    for (quantity, cost), line in zip(costs.items(), axes):
         for axis, env_id in zip(line, tasks):
-            curves = {
-                title: [against_cost(run, cost(variant, env_id)) for run in results.runs(variant, env_id)]
-                for title, variant in results.variants.items()
-                if cost(variant, env_id)
-            }
+            titles = [title for task, title in cost if task == env_id]
+            curves = {t: [against_cost(run, cost[env_id, t]) for run in runs[env_id, t]] for t in titles}
             omnets = curves.get("OMNet", [])
             for title, own in curves.items():
-                if not own:
-                    continue
                 spent = np.linspace(0, min(known[-1] for known, _ in (*own, *omnets)), 101)
                 values, others = (np.array([np.interp(spent, *c) for c in group]) for group in (own, omnets))
                 draw(axis, spent, values, results.looks[title], title)
                 areas, told = area(values), ["", ""]
                 if omnets and title != "OMNet":
                     told = [interval(area(others)), improvement_text([areas], [area(others)])]
-                rows.append([env_id, title, len(own), text(spent[-1]), interval(areas), *told])
+                end = f"{spent[-1] / 1e15:.3g} PFLOP" if cost is flop else f"time of {spent[-1]:,.0f} steps"
+                rows.append([env_id, title, len(own), end, interval(areas), *told])
                 seeds.append(len(own))
-            axis.set(title=env_id, ylabel="return", visible=any(curves.values()))
+            axis.set(title=env_id, ylabel="return", visible=bool(curves))
             along(axis, quantity)
     finish(results, fig, axes, seeds, {})
     header = "task | method | seeds | cost | area under the curve to there [95%] | OMNet's to there [95%]"

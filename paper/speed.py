@@ -27,7 +27,8 @@ import torch
 import tyro
 
 from omnet_sac import Args, ReplayBuffer, UsageError, check_args, compile_steps, first_line, interact, make_env
-from paper.baselines import METHODS, make_agent
+from paper.baselines import METHODS, Baseline, make_agent, method_args
+from paper.baselines import check_args as check_baseline
 from paper.flops import Products, trace
 
 ROUNDS = 9
@@ -225,7 +226,7 @@ def measure(runs: dict[str, tuple[Args, Callable]], threads: int, seconds: float
     return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows.values()]
 
 
-def method_args(text: str, given: dict) -> Args:
+def timed_args(text: str, given: dict) -> Args:
     """The flags of a method that is named as on the command line of paper.baselines, with those given for all.
 
     Raises UsageError where there is no such method or it cannot work; an unknown flag ends the program.
@@ -233,10 +234,11 @@ def method_args(text: str, given: dict) -> Args:
     method, *words = shlex.split(text) or [""]
     if method not in METHODS:
         raise UsageError(f"--methods: there is no {method!r}, but {', '.join(METHODS)}")
-    default = dataclasses.replace(METHODS[method][1], **given)
-    args = tyro.cli(type(default), default=default, args=words, prog=f"python -m paper.baselines {method}")
+    args = method_args(method, words, **given)
     check_args(args)
-    if (args.env_id, args.device) != (default.env_id, default.device):
+    if isinstance(args, Baseline):
+        check_baseline(args)
+    if (args.env_id, args.device) != (given["env_id"], given["device"]):
         raise UsageError("--env-id and --device are for all methods: give them outside of --methods")
     return args
 
@@ -246,7 +248,7 @@ def main(flags: Flags) -> None:
     given = {f.name: getattr(flags, f.name) for f in dataclasses.fields(Args) if hasattr(flags, f.name)}
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        runs = {text: (method_args(text, given), make_agent) for text in flags.methods}
+        runs = {text: (timed_args(text, given), make_agent) for text in flags.methods}
         if flags.threads < 1 or flags.seconds <= 0:
             raise UsageError("--threads and --seconds must be positive")
         if flags.csv and flags.csv.exists() and flags.csv.read_text().partition("\n")[0] not in ("", HEADER):

@@ -25,7 +25,7 @@ import tyro
 from ray import cloudpickle
 
 from omnet_sac import Args, Output, UsageError, first_line, progress
-from paper.baselines import METHODS
+from paper.baselines import METHODS, method_args
 from paper.flops import gflop_per_step, reason, script_gflop_per_step, sizes
 
 ROOT = Path(__file__).parent.parent
@@ -125,10 +125,9 @@ def words_of(flags: dict) -> list[str]:
 
 def typed_flags(method: str, words: list[str]) -> dict:
     """Training flags from the command line, as the method types them; ends the program where it does not know one."""
-    default = METHODS[method][1]
     if not words:
         return {}
-    args = tyro.cli(type(default), default=default, args=words, prog=f"python -m paper.baselines {method}")
+    args = method_args(method, words)
     return {name: getattr(args, name) for name in flags_of(words)}
 
 

@@ -125,6 +125,7 @@ def test_a_method_is_timed_with_flags_of_its_own(tmp_path, monkeypatch):
         ({"threads": 0}, "--threads"),
         ({"methods": ("nothing",)}, "there is no 'nothing', but"),
         ({"methods": ("redq --sparsity 2",)}, "--sparsity"),
+        ({"methods": ("redq --num-critics 0",)}, "--num-critics"),
         ({"methods": ("redq", "redq --env-id Ant-v4")}, "outside of --methods"),
         ({"csv": Path(__file__)}, "has other columns"),
     ],
