@@ -108,6 +108,22 @@ def mlp(in_dim: int, out_dim: int, hidden_dim: int) -> nn.Sequential:
 NORMALISATION = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
+# Every random number of a run comes from np.random.SeedSequence(seed): one child of it for each of these names; what is
+# done again (an evaluation, a reset) takes a child of that child. Two torch generators with one seed would give the
+# same numbers: masks drawn by one would be the signs of the weights drawn by the other.
+STREAMS = "weights", "masks", "updates", "acting", "episodes", "evaluation", "probes"
+
+
+def stream(seed: int, name: str, *key: int) -> np.random.Generator:
+    """The stream `name` of the run with this seed, or with `key` a child of that stream."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(name), *key)))
+
+
+def torch_generator(rng: np.random.Generator, device="cpu") -> torch.Generator:
+    """A generator for tensors, with a seed of 31 bits from `rng`: on a CPU, torch ignores all beyond 32."""
+    return torch.Generator(device).manual_seed(int(rng.integers(2**31)))
+
+
 class OMNet(nn.Module):
     """N subnetworks theta * m_i inside one network `net`, which may be any nn.Module (Section 3.1).
 
@@ -272,7 +288,9 @@ class OMNetSAC(nn.Module):
     def __init__(self, args: Args, obs_dim: int, action_dim: int):
         super().__init__()
         self.args, self.obs_dim, self.action_dim = args, obs_dim, action_dim
-        self.generator = torch.Generator(args.device).manual_seed(args.seed)
+        generators = (torch_generator(stream(args.seed, name), args.device) for name in STREAMS[1:4])
+        self.mask_generator, self.generator, self.act_generator = generators
+        torch.manual_seed(int(stream(args.seed, "weights").integers(2**31)))  # torch's layers draw from the global one
         self.critic, self.actor = self.make_networks()
         self.register_buffer("theta_target", self.critic.theta.clone())
         self.register_buffer("log_alpha", torch.zeros((), device=args.device))
@@ -291,7 +309,7 @@ class OMNetSAC(nn.Module):
         args = self.args
         critic = mlp(self.obs_dim + self.action_dim, 1, args.hidden_dim).to(args.device)
         actor = mlp(self.obs_dim, 2 * self.action_dim, args.hidden_dim).to(args.device)
-        omnet = partial(OMNet, generator=self.generator, dynamic=args.dynamic_masks)
+        omnet = partial(OMNet, generator=self.mask_generator, dynamic=args.dynamic_masks)
         critic = omnet(critic, args.num_subnets, args.sparsity, unmasked=self.unmasked("critic"))
         if not args.actor_subnets:
             return critic, OMNet(actor, 1, 0.0)
@@ -379,7 +397,8 @@ class OMNetSAC(nn.Module):
 
     def act(self, obs: np.ndarray, subnet: int, generator=None, deterministic: bool = False) -> np.ndarray:
         """Action (A,) of actor subnetwork `subnet` at obs (O,); deterministic: tanh of the mean."""
-        obs, generator = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device), generator or self.generator
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device)
+        generator = generator or self.act_generator
         noise = torch.randn(self.action_dim, generator=generator, device=self.args.device)
         i = self.actor.draw(1, generator) if self.actor.dynamic else self.actor.masks[subnet : subnet + 1]
         return self.act_step(i, obs, noise * (not deterministic)).cpu().numpy()
@@ -390,11 +409,13 @@ class OMNetSAC(nn.Module):
 
     def get_extra_state(self) -> dict:
         """What a resume needs beyond the tensors; nn.Module puts it into the state dict."""
-        return {"generator": self.generator.get_state(), "gradient_steps": self.gradient_steps}
+        states = {"generator": self.generator.get_state(), "act_generator": self.act_generator.get_state()}
+        return states | {"gradient_steps": self.gradient_steps}
 
     def set_extra_state(self, state: dict) -> None:
         if len(state["generator"]) == len(self.generator.get_state()):
             self.generator.set_state(state["generator"].cpu())
+            self.act_generator.set_state(state["act_generator"].cpu())
         else:  # of another kind of device
             print("the random numbers of the other device cannot be continued: from here on not the exact same run")
         self.gradient_steps = operator.index(state["gradient_steps"])
@@ -510,9 +531,10 @@ def interact(args: Args, agent: OMNetSAC, env: gym.Env, buffer: ReplayBuffer, rn
         episode_return, length, done, metrics = 0.0, 0, False, {}
         while not done and step < args.total_timesteps:
             if step < args.learning_starts:
-                action = rng.uniform(-1, 1, agent.action_dim).astype(np.float32)
+                action = torch.rand(agent.action_dim, generator=agent.act_generator, device=args.device)
+                action = (2 * action - 1).cpu().numpy()
             else:
-                action = agent.act(obs, subnet, agent.generator)
+                action = agent.act(obs, subnet, agent.act_generator)
             check_finite(step, observation=obs, action=action)
             next_obs, reward, terminated, truncated, _ = env.step(action)
             step, length, reward, done = step + 1, length + 1, float(reward), bool(terminated or truncated)
@@ -526,14 +548,12 @@ def interact(args: Args, agent: OMNetSAC, env: gym.Env, buffer: ReplayBuffer, rn
             yield step, (subnet, episode_return, length), done, metrics
 
 
-def evaluate(agent: nn.Module, env: gym.Env, episodes: int, seed: list[int]) -> list[tuple[int, float, int]]:
+def evaluate(agent: nn.Module, env: gym.Env, episodes: int, rng: np.random.Generator) -> list[tuple[int, float, int]]:
     """(subnet, return, length) of deterministic episodes that cycle through the subnetworks.
 
-    A function of parameters and `seed` alone: training cannot tell whether it was called.
+    A function of parameters and `rng` alone: training cannot tell whether it was called.
     """
-    rng = np.random.default_rng(seed)
-    generator = torch.Generator(agent.args.device).manual_seed(int(rng.integers(2**31)))
-    results = []
+    generator, results = torch_generator(rng, agent.args.device), []
     for episode in range(episodes):
         subnet = episode % agent.num_actor_subnets
         obs, _ = env.reset(seed=int(rng.integers(2**31)))
@@ -845,8 +865,7 @@ def train(args: Args, make_agent=OMNetSAC, stop: Stop | None = None) -> OMNetSAC
     torch.set_float32_matmul_precision(args.matmul_precision)
     torch.set_flush_denormal(True)  # else a long run may slow down to half its speed
     torch.set_num_threads(min(2, torch.get_num_threads()))  # 1.4x as fast as one; OMP_NUM_THREADS=1 is kept
-    torch.manual_seed(args.seed)
-    rng, folder, stop = np.random.default_rng(args.seed), Path(args.resume or run_folder(args)), stop or Stop()
+    rng, folder, stop = stream(args.seed, "episodes"), Path(args.resume or run_folder(args)), stop or Stop()
     with ExitStack() as stack:
         env = stack.enter_context(closing(make_env(args)))
         eval_env = stack.enter_context(closing(make_env(args, folder / "videos" if args.capture_video else None)))
@@ -896,7 +915,7 @@ def train(args: Args, make_agent=OMNetSAC, stop: Stop | None = None) -> OMNetSAC
                     board.add_scalar(f"losses/{name}", value, step)
             never = step == args.total_timesteps < args.eval_interval  # a run so short is evaluated at its end
             if args.eval_interval and (step % args.eval_interval == 0 or never):
-                results = evaluate(agent, eval_env, args.eval_episodes, [args.seed, step])
+                results = evaluate(agent, eval_env, args.eval_episodes, stream(args.seed, "evaluation", step))
                 for episode, result in enumerate(results):
                     print(step, episode, *result, round(time.time() - start, 1), sep=",", file=eval_csv, flush=True)
                 mean_return = np.mean([ret for _, ret, _ in results])
@@ -935,7 +954,7 @@ def evaluate_run(folder: Path, args: Args, default: Args, make_agent=OMNetSAC) -
     agent, env, _ = load(folder, stored, make_agent)
     step = peek(folder)["step"]
     with closing(env):
-        results = evaluate(agent, env, args.eval_episodes, [args.seed, step])
+        results = evaluate(agent, env, args.eval_episodes, stream(args.seed, "evaluation", step))
     print(f"{folder}, step {step}: mean return {np.mean([ret for _, ret, _ in results]):.1f}")
     for subnet in sorted({subnet for subnet, _, _ in results}):
         returns = [ret for i, ret, _ in results if i == subnet]

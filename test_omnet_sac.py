@@ -119,6 +119,89 @@ def linear_entries(agent_or_net) -> torch.Tensor:
     return torch.cat([torch.full((p.numel(),), name.split(".")[0] not in "14") for name, p in params])
 
 
+# Streams of random numbers
+
+
+class TorchInitialised(OMNetSAC):
+    """A fork whose networks keep torch's own initialisation."""
+
+    def make_networks(self) -> tuple[OMNet, OMNet]:
+        def net(in_dim, out_dim):
+            return nn.Sequential(
+                nn.Linear(in_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, out_dim)
+            )
+
+        nets = net(self.obs_dim + self.action_dim, 1), net(self.obs_dim, 2 * self.action_dim)
+        return tuple(OMNet(net, 5, 0.5, self.mask_generator) for net in nets)
+
+
+def deviations(mask: torch.Tensor, positive: torch.Tensor) -> np.ndarray:
+    """By how many standard errors the share of entries in which mask (n,) and positive (n,) agree differs from what
+    chance gives, for each shift of places from -2048 to 2048 that leaves a hundred of them."""
+    n = len(mask)
+    shifts = np.arange(-min(2048, n - 100), min(2048, n - 100) + 1)
+
+    def overlap(x, y):  # sum over p of x[p] y[p + shift], by the Fourier transform
+        size = 2 ** (n + 2048).bit_length()
+        product = np.fft.irfft(np.conj(np.fft.rfft(x, size)) * np.fft.rfft(y, size), size)
+        return np.round(product)[shifts]
+
+    x, y, one = mask.double().numpy(), positive.double().numpy(), np.ones(n)
+    count, of_x, of_y, both = overlap(one, one), overlap(x, one), overlap(one, y), overlap(x, y)
+    agree, (a, b) = count - of_x - of_y + 2 * both, (of_x / count, of_y / count)
+    chance = a * b + (1 - a) * (1 - b)
+    return (agree - count * chance) / (2 * np.sqrt(count * a * (1 - a) * b * (1 - b)))
+
+
+@pytest.mark.parametrize("agent_class", [OMNetSAC, TorchInitialised])
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_masks_are_independent_of_the_weights(agent_class, seed):
+    """Shifts of up to 2048 places, and of up to 20 rows where these are more."""
+    agent, worst = agent_class(Args(seed=seed), 11, 3), 0.0
+    for omnet in (agent.critic, agent.actor):
+        splits = [shape.numel() for shape in omnet.shapes.values()]
+        weights = [w for w, shape in zip(omnet.theta.split(splits), omnet.shapes.values()) if len(shape) == 2]
+        for mask in omnet.masks:
+            masks = [m for m, shape in zip(mask.split(splits), omnet.shapes.values()) if len(shape) == 2]
+            for weight, m, columns in zip(
+                weights, masks, (shape[1] for shape in omnet.shapes.values() if len(shape) == 2)
+            ):
+                worst = max(worst, abs(deviations(m, weight > 0)).max())
+                for rows in range(-20, 21):
+                    shift = rows * columns
+                    if abs(shift) > 2048 and len(m) - abs(shift) >= 100:
+                        x, y = (m[:-shift], weight[shift:]) if shift > 0 else (m[-shift:], weight[:shift])
+                        worst = max(worst, abs(deviations(x, y > 0)[min(2048, len(x) - 100)]))
+    assert 3 < worst < 5  # below 3 the many shifts would be no measurement
+
+
+def test_the_measure_of_independence_finds_a_shift():
+    weight = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    mask = torch.cat([weight[700:] < 0, weight[:700] > 0])
+    assert abs(deviations(mask, weight > 0)).argmax() == 2048 + 700
+
+
+def test_no_two_generators_of_a_run_have_one_seed(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(omnet_sac.torch, "manual_seed", lambda seed: seeds.append(seed))
+    agent = make_agent()
+    monkeypatch.undo()
+    seeds += [g.initial_seed() for g in (agent.mask_generator, agent.generator, agent.act_generator)]
+    children = [np.random.SeedSequence(agent.args.seed).spawn(4)[k] for k in range(4)]
+    assert seeds == [int(np.random.default_rng(child).integers(2**31)) for child in children]
+    assert len(set(seeds)) == 4
+    rngs = [omnet_sac.stream(1, name, *key) for name in omnet_sac.STREAMS for key in ((), (0,), (1,), (5000,))]
+    assert len({rng.integers(2**63) for rng in rngs}) == len(rngs)
+
+
+def test_an_agent_is_a_function_of_its_flags_alone():
+    one = make_agent()
+    torch.rand(7)
+    two, other = make_agent(), make_agent(seed=2)
+    assert torch.equal(one.critic.theta, two.critic.theta) and torch.equal(one.actor.masks, two.actor.masks)
+    assert not torch.equal(one.critic.theta, other.critic.theta) and not torch.equal(one.actor.masks, other.actor.masks)
+
+
 # Section 3.1: masks
 
 
@@ -606,7 +689,7 @@ def test_replay_ratio_and_learning_starts(tmp_path):
 
 def test_evaluation_cycles_through_the_subnetworks_and_repeats():
     agent, env = make_agent(2, 1), gym.wrappers.RescaleAction(gym.make("Point-v0"), np.float32(-1), np.float32(1))
-    first, second, other = (evaluate(agent, env, 7, [seed]) for seed in (3, 3, 4))
+    first, second, other = (evaluate(agent, env, 7, np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert first == second != other and [subnet for subnet, _, _ in first] == [0, 1, 2, 3, 4, 0, 1]
 
 
@@ -898,7 +981,7 @@ def environment_steps(kind: str, device: str, mode: PretendGPU) -> tuple[list[in
     waits, tensors = [], {}
     for k in range(3):
         before, obs = mode.waits, np.full(3, k)
-        action = agent.act(obs, 0, agent.generator)
+        action = agent.act(obs, 0)
         buffer.add(obs, action, 1.0, obs + 1, k == 2, False)
         metrics = agent.update(buffer)
         omnet_sac.check_finite(k, **metrics)
@@ -1225,7 +1308,9 @@ def test_a_run_from_another_device_is_evaluated_and_goes_on(finished, tmp_path, 
     """The state of a generator on a GPU, 16 bytes, means nothing on a CPU."""
     folder = shutil.copytree(finished, tmp_path / "run")
     gpu = torch.zeros(16, dtype=torch.uint8)
-    edit(lambda state: state["agent"]["_extra_state"].update(generator=gpu), folder / "checkpoint.pt")
+    edit(
+        lambda state: state["agent"]["_extra_state"].update(generator=gpu, act_generator=gpu), folder / "checkpoint.pt"
+    )
     main(Args(evaluate=folder, eval_episodes=1))
     main(Args(resume=folder, total_timesteps=80))
     assert "not the exact same run" in capsys.readouterr().out
@@ -1667,7 +1752,7 @@ def test_evaluation_and_probes_do_not_depend_on_who_owns_the_arrays(bits, monkey
     honest, reused = args = [small(env_id=env_id, gamma=0.5) for env_id in ("Point-v0", f"Alias{bits}-v0")]
     agent = OMNetSAC(honest, 2, 1)
     for measure in (
-        lambda a: evaluate(agent, omnet_sac.make_env(a), 7, [1]),
+        lambda a: evaluate(agent, omnet_sac.make_env(a), 7, np.random.default_rng(1)),
         lambda a: np.float32(probes.trajectories(a, agent)).tolist(),
         lambda a: probes.value_bias(a, agent, 60),
     ):

@@ -19,7 +19,7 @@ import tyro
 from tyro.conf import Suppress
 
 import omnet_sac
-from omnet_sac import NORMALISATION, Args, OMNet, OMNetSAC, ReplayBuffer, UsageError, mlp, parse
+from omnet_sac import NORMALISATION, Args, OMNet, OMNetSAC, ReplayBuffer, UsageError, mlp, parse, stream
 from paper.probes import Probes, probed
 
 # Table 1 of the paper, for DroQ and Sin-DroQ; elsewhere the 0.01 of DroQ's authors
@@ -98,7 +98,7 @@ class OMNetVariant(OMNetSAC):
         networks = super().make_networks()
         if self.args.balanced_masks:
             for omnet in networks:
-                omnet.masks.copy_(balanced(omnet.p_one, len(omnet.masks), self.generator))
+                omnet.masks.copy_(balanced(omnet.p_one, len(omnet.masks), self.mask_generator))
         return networks
 
 
@@ -172,13 +172,13 @@ class EnsembleSAC(OMNetSAC):
     def update(self, buffer: ReplayBuffer) -> dict[str, float]:
         done = buffer.added - 1  # not with the step itself, after which the agent may be evaluated
         if self.args.reset_interval and done and done % self.args.reset_interval == 0:
-            self.reset()
+            self.reset(done // self.args.reset_interval)
         return super().update(buffer)
 
-    def reset(self) -> None:
-        """Fresh networks, target, optimizers and alpha; random state and step count go on."""
-        torch.manual_seed(int(torch.randint(2**31, (), generator=self.generator, device=self.args.device)))
-        fresh = type(self)(self.args, self.obs_dim, self.action_dim)
+    def reset(self, k: int) -> None:
+        """Fresh networks, target, optimizers and alpha, for the k-th time; random state and step count go on."""
+        seed = int(stream(self.args.seed, "weights", k).integers(2**63))
+        fresh = type(self)(dataclasses.replace(self.args, seed=seed), self.obs_dim, self.action_dim)
         self.load_state_dict(fresh.state_dict() | {"_extra_state": copy.deepcopy(self.get_extra_state())})
 
 

@@ -81,7 +81,7 @@ class Flags(Resources):
     """runs of each contender on each task, with seeds 1, 2, ..."""
     results: Path = Path("runs/compare")
     """folder of all runs, and of compare.md and compare.png"""
-    reference: Path = ROOT / "paper" / "results"
+    reference: Path = ROOT / "paper" / "results" / "earlier_streams"
     """results with the runs of SAC and REDQ that set the scale; only read"""
     dry_run: bool = False
     """print the commands and what they cost, and run nothing"""

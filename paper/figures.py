@@ -322,11 +322,12 @@ def draw_efficiency(results: Results) -> str:
 
 def training_times(results: Results) -> dict[tuple[str, str, int], float]:
     """The time of training by variant, task and width, relative to OMNet's in the same measurement, the last one, of
-    those that paper.speed has appended to `speed.csv` in the folder of all results, OMNet first."""
-    path, omnet, times = results.root / "speed.csv", {}, {}
-    if not path.exists():
+    those that paper.speed has appended to `speed.csv` in the folder of all results or above it, OMNet first."""
+    paths = [path for path in (results.root / "speed.csv", results.root.parent / "speed.csv") if path.exists()]
+    omnet, times = {}, {}
+    if not paths:
         return {}
-    with path.open() as file:
+    with paths[0].open() as file:
         for row in csv.DictReader(file):
             method, *words = shlex.split(row["method"])
             where, speed = (row["env_id"], int(row["hidden_dim"])), float(row["env_steps_per_s"])

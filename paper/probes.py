@@ -8,10 +8,9 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from omnet_sac import Args, ReplayBuffer, make_env, open_csv, run_folder
+from omnet_sac import Args, ReplayBuffer, make_env, open_csv, run_folder, stream, torch_generator
 
 VISITED_STEPS = 1000  # as far as Figure 6 looks
 BIAS_STATES = 1000  # states that enter a measurement of the value bias, at least
@@ -33,10 +32,11 @@ class Probes:
 
 def trajectories(args: Args, agent) -> list[tuple]:
     """(subnet, t, *observation) along one deterministic episode of each actor subnetwork."""
-    generator, rows = torch.Generator(args.device).manual_seed(args.seed), []
+    rng, rows = stream(args.seed, "probes"), []
+    generator, start = torch_generator(rng, args.device), int(rng.integers(2**31))
     with closing(make_env(args)) as env:
         for subnet in range(agent.num_actor_subnets):
-            (obs, _), t, done = env.reset(seed=args.seed), 0, False
+            (obs, _), t, done = env.reset(seed=start), 0, False
             rows.append((subnet, t, *obs))
             while not done:
                 obs, _, terminated, truncated, _ = env.step(agent.act(obs, subnet, generator, deterministic=True))
@@ -95,8 +95,8 @@ def value_bias(args: Args, agent, step: int) -> dict[str, float]:
 
     Returns the columns of bias.csv, those of `diversity` included; only `states` if no episode was long enough.
     """
-    rng = np.random.default_rng([args.seed, step])
-    generator = torch.Generator(args.device).manual_seed(int(rng.integers(2**31)))
+    rng = stream(args.seed, "probes", step)
+    generator = torch_generator(rng, args.device)
     theta = agent.critic.theta.clone()  # not theta itself, of which SAC's agent would give the actor's minimum
     states, values, returns = [], [], [torch.zeros(0)]
     with closing(make_env(args)) as env:

@@ -22,11 +22,10 @@ from pathlib import Path
 from statistics import median
 
 import gymnasium as gym
-import numpy as np
 import torch
 import tyro
 
-from omnet_sac import Args, ReplayBuffer, UsageError, check_args, compile_steps, first_line, interact, make_env
+from omnet_sac import Args, ReplayBuffer, UsageError, check_args, compile_steps, first_line, interact, make_env, stream
 from paper.baselines import METHODS, Baseline, make_agent, method_args
 from paper.baselines import check_args as check_baseline
 from paper.flops import Products, trace
@@ -110,7 +109,7 @@ def floor(products: Products, device: str) -> Callable[[], float]:
 
 def training(args: Args, agent, env: gym.Env, buffer: ReplayBuffer) -> Iterator[int]:
     """The loop of a run without evaluations, logs and checkpoints; yields 1 per environment step."""
-    for _ in interact(args, agent, env, buffer, np.random.default_rng(args.seed), step=args.learning_starts):
+    for _ in interact(args, agent, env, buffer, stream(args.seed, "episodes"), step=args.learning_starts):
         yield 1
 
 
@@ -180,7 +179,6 @@ def measure(runs: dict[str, tuple[Args, Callable]], threads: int, seconds: float
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     torch.set_float32_matmul_precision(args.matmul_precision)
-    torch.manual_seed(args.seed)
     rows, loops, floors, cycles, acts = {}, {}, {}, {}, {}
     with closing(make_env(args)) as env:
         obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
@@ -195,7 +193,7 @@ def measure(runs: dict[str, tuple[Args, Callable]], threads: int, seconds: float
         loops[name] = training(args_, agent, make_env(args_), buffer)
         next(loops[name])
         floors[name], cycles[name] = floor(products, args.device), num_updates
-        acts[name] = partial(agent.act, buffer.rows[0, :obs_dim].cpu().numpy(), 0, agent.generator)
+        acts[name] = partial(agent.act, buffer.rows[0, :obs_dim].cpu().numpy(), 0)
         peak_mb = "" if rows else peak_megabytes(args.device)  # of the first alone, before the others are there
         rows[name] = {"compiled": str("critic_step" in vars(agent)), "peak_mb": peak_mb, "ratio": args_.replay_ratio}
         rows[name]["hidden_dim"] = args_.hidden_dim

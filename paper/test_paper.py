@@ -267,15 +267,39 @@ def test_dropout_comes_before_layer_norm_before_relu_and_is_active_in_every_pass
     assert not torch.equal(one, two), "the two passes of the target drop other units"
 
 
+def agreement(x: torch.Tensor, y: torch.Tensor) -> float:
+    """By how many standard errors the share of equal entries of two vectors of coins differs from one half."""
+    return (2 * (x == y).double().mean().item() - 1) * len(x) ** 0.5
+
+
+def test_critics_dropout_and_minibatches_are_independent():
+    """REDQ's ten critics; what DroQ keeps and the minibatches, at every shift within 1000 places."""
+    critics = EnsembleSAC(small("redq", hidden_dim=64), 3, 2).critic.theta.view(10, -1)[:, : 64 * 5] > 0
+    for one, two in combinations(critics, 2):
+        assert abs(agreement(one, two)) < 5
+
+    agent = EnsembleSAC(small("droq", hidden_dim=64, dropout=0.5, batch_size=256), 3, 2)
+    buffer = ReplayBuffer(1024, 3, 2, "cpu", added=1024)
+    buffer.rows[:, 0] = torch.arange(1024)
+    for _ in range(2):
+        index = buffer.sample(20, 256, agent.generator)[..., 0].flatten()
+        kept = agent.critic.select(20, 1, agent.generator).flatten()[:50_000]
+        for bit in (1, 2, 512):
+            coin = index.int() // bit % 2
+            for shift in range(1000):
+                assert abs(agreement(coin[:4000], kept[shift : shift + 4000])) < 5
+                assert abs(agreement(coin[shift : shift + 4000], kept[:4000])) < 5
+
+
 @pytest.mark.parametrize("method", ["sr-sac", "sr-sin-sac"])
 def test_reset_is_fresh_at_the_right_step_and_keeps_replay_and_steps(method, tmp_path):
     resets, states = [], []
 
     class Watched(EnsembleSAC):
-        def reset(self):
+        def reset(self, k):
             before = {name: value.clone() for name, value in self.state_dict().items() if torch.is_tensor(value)}
             first.setdefault("theta", before["critic.theta"])
-            super().reset()
+            super().reset(k)
             resets.append(self.steps_seen)
             states.append((before, {n: v.clone() for n, v in self.state_dict().items() if torch.is_tensor(v)}))
 
@@ -384,7 +408,7 @@ def test_sac_is_the_sac_of_stable_baselines3(tmp_path):
     for seed in range(4):
         agent = train(small("sac", **flags, seed=seed, run_dir=tmp_path), EnsembleSAC)
         env = omnet_sac.make_env(agent.args)
-        ours.append(np.mean([result[1] for result in omnet_sac.evaluate(agent, env, 100, [seed])]))
+        ours.append(np.mean([result[1] for result in omnet_sac.evaluate(agent, env, 100, np.random.default_rng(seed))]))
         kwargs = shared | {"policy_kwargs": {"net_arch": [32, 32]}, "device": "cpu", "seed": seed}
         model = sb3.SAC("MlpPolicy", gym.make("Reach-v0"), **kwargs).learn(600)
         theirs.append(evaluate_policy(model, model.get_env(), 100)[0])
@@ -1140,15 +1164,18 @@ def test_committed_tables_are_those_of_the_raw_files(monkeypatch):
     monkeypatch.setattr(figures.Results, "save", lambda results, fig, name: figures.plt.close(fig))
     for table in RESULTS.glob("**/figures/*.md"):
         width = ["--hidden-dim", table.parts[-3][6:]] if table.parts[-3].startswith("width_") else []
-        flags = figures.Flags(protocol="paper" if table.parent.parent == RESULTS else "small")
+        root = RESULTS / "earlier_streams" if "earlier_streams" in table.parts else RESULTS
+        flags = figures.Flags(protocol="paper" if table.parent.parent == root else "small", results=root)
         assert figures.DRAW[table.stem](figures.Results(table.stem, flags, width)) == table.read_text(), table
 
 
 def first_runs() -> dict[str, Path]:
-    """Of the committed runs on the quick task one for each method and each flag that a variant sets."""
-    folders = sorted(
-        (path.parent for path in RESULTS.glob("small/*/InvertedDoublePendulum-v4__*/args.json")), reverse=True
-    )
+    """Of the committed runs on the quick task one for each method and each flag that a variant sets: whole ones, or
+    beginnings, which are of no other use."""
+    runs = [
+        sorted(RESULTS.glob(f"{size}/*/InvertedDoublePendulum-v4__*/args.json")) for size in ("small", "beginnings")
+    ]
+    folders = [path.parent for path in reversed(sum(reversed(runs), []))]
     return {re.sub("(__[a-z_]+)_[^_]+", r"\1", folder.parent.name): folder for folder in folders}
 
 
@@ -1167,7 +1194,7 @@ def test_the_code_of_today_begins_as_the_committed_runs_did(variant, folder, tmp
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_code_of_today_begins_as_the_committed_runs_at_the_papers_size_did(seed, tmp_path):
-    folder = RESULTS / "omnet_sac" / f"Hopper-v4__omnet_sac__{seed}"
+    folder = RESULTS / "beginnings" / "omnet_sac" / f"Hopper-v4__omnet_sac__{seed}"
     args = Args(env_id="Hopper-v4", seed=seed, total_timesteps=5001, compile=False, run_dir=tmp_path)
     train(args)
     for name, last in (("train.csv", -1), ("eval.csv", 5)):  # but for its seconds
