@@ -2047,7 +2047,7 @@ def hopper(tmp_path_factory) -> Path:
     return omnet_sac.run_folder(args)
 
 
-@pytest.mark.parametrize("call, times, signum", [(15, 1, 2), (15, 2, 15), (80, 1, 15), (160, 2, 2)])  # 80: evaluates
+@pytest.mark.parametrize("call, times, signum", [(15, 1, 2), (15, 2, 15), (80, 1, 15), (250, 2, 2)])  # 80: evaluates
 def test_a_signal_ends_the_run_with_the_episode_and_a_second_one_at_once(call, times, signum, hopper, tmp_path):
     """Signals come from within the `call`-th step of the environment on."""
     args = tyro.cli(Args, args=[*RUN.split(), str(tmp_path)])
