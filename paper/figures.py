@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, count, product
 from pathlib import Path
@@ -94,7 +94,7 @@ class Results:
 
     def __init__(self, name: str, flags: Flags, words: list[str]):
         self.name, self.figure, self.protocol = name, FIGURES[name], flags.protocol
-        self.words, self.env_ids, self.root = words, flags.env_ids, flags.results
+        self.flags, self.words, self.env_ids, self.root = flags, words, flags.env_ids, flags.results
         self.variants = self.figure.variants | self.figure.also
         self.looks = numbered(self.variants)
         self.width = self.asked(Variant("omnet-sac")).get("hidden_dim", PROTOCOLS[flags.protocol].flags["hidden_dim"])
@@ -562,6 +562,29 @@ def draw_maze(results: Results) -> str:
     return markdown(header, rows)
 
 
+def draw_streams(results: Results) -> str:
+    """Of each variant, runs whose masks followed from the weights' random numbers, beside those of today: a panel with
+    two curves. Returns the table."""
+    (env_id,), rows, seeds = results.tasks(), [], []
+    fig, axes = panels(results.variants)
+    before = Results(results.name, replace(results.flags, results=results.root / "earlier_streams"), results.words)
+    for axis, (title, variant) in zip(axes[0], results.variants.items()):
+        earlier = before.runs(variant, env_id)
+        for k, (label, where, runs) in enumerate(
+            [("earlier streams", before, earlier), ("today's", results, results.runs(variant, env_id))]
+        ):
+            steps, values = stack([curve(run) for run in runs])
+            draw(axis, steps, values, k, label)
+            seeds.append(len(runs))
+            over = better((runs, where.runs(Variant("omnet-sac"), env_id))), better((runs, earlier))
+            rows.append([title, label, len(runs), interval(area(values)), *over])
+        axis.set(title=title, ylabel=f"return on {env_id}")
+        along(axis)
+    finish(results, fig, axes, seeds, {})
+    header = "method | streams | seeds | area under the curve [95%] | P(better than OMNet of these streams) [95%]"
+    return markdown(f"{header} | P(better than with earlier streams) [95%]", rows)
+
+
 BIAS = {"value bias / mean return": "normalised_mean"}
 DIVERSITY = {"spread of Q / mean return": "normalised_spread", "mean - min of two / mean return": "normalised_gap"}
 DIVERSITY |= {"correlation of errors": "error_correlation", "distance of actions": "action_distance"}
@@ -576,6 +599,7 @@ DRAW |= {
     "widths": partial(draw_against, label="width of the hidden layers"),
     "diversity": partial(draw_recorded, columns=DIVERSITY),
     "overview": draw_overview,
+    "streams": draw_streams,
 }
 
 
