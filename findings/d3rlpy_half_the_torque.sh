@@ -3,6 +3,7 @@
 # Guess: built with an environment, d3rlpy's SAC acts in that environment's action space.
 # Seen: it acts in [-1, 1] whatever the bounds. On Pendulum-v1, whose torque goes to 2, the upper half is never tried,
 # unless an action_scaler is given.
+#   action space to 2.0, largest of 10 000 actions 0.999
 set -eu
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

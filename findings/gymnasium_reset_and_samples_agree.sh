@@ -2,6 +2,7 @@
 # gymnasium[mujoco] 1.4.0.
 # Guess: env.reset(seed=s) and env.action_space.seed(s), the two lines that every script has, give independent numbers.
 # Seen: both begin the same stream. The random actions of the warm-up are the noise of the start state, scaled.
+#   start noise / 0.005 [0.0236 0.9009 -0.7117 ...], first four actions [0.0236 0.9009 -0.7117 ...]
 set -eu
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
