@@ -23,8 +23,9 @@ from typing import NoReturn
 import ray
 import tyro
 from ray import cloudpickle
+from tqdm import tqdm
 
-from omnet_sac import Args, Output, UsageError, first_line, progress
+from omnet_sac import Args, UsageError, one_line
 from paper.baselines import METHODS, method_args
 from paper.flops import gflop_per_step, reason, script_gflop_per_step, sizes
 
@@ -174,7 +175,8 @@ class Run:
     @property
     def words(self) -> list[str]:
         """The command after `python`: to go on where there is a run, else with every flag."""
-        return [*self.program, *(["--resume", str(self.folder)] if self.folder else words_of(self.flags))]
+        begun = self.folder and (self.folder / "checkpoint.pt").exists()
+        return [*self.program, *(["--resume", str(self.folder)] if begun else words_of(self.flags))]
 
     def command(self) -> str:
         return shlex.join(["python", *self.words])
@@ -190,7 +192,7 @@ def stored_flags(folder: Path) -> dict:
     try:
         return dict(json.loads((folder / "args.json").read_text())["args"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder / 'args.json'} does not hold the flags of a run: {first_line(error)}") from None
+        raise UsageError(f"{folder / 'args.json'} does not hold the flags of a run: {one_line(error)}") from None
 
 
 def last_step(path: Path) -> int:
@@ -270,7 +272,7 @@ def finished_runs(results: Path, method: str, env_id: str, flags: dict) -> list[
                 run = stored["total_timesteps"], path.parent
                 group[stored["seed"]] = max(group.get(stored["seed"], run), run)
         except (UsageError, ValueError, TypeError) as error:
-            print(f"left out: {path.parent}: {first_line(error)}", file=sys.stderr)
+            print(f"left out: {path.parent}: {one_line(error)}", file=sys.stderr)
     choices = []
     for group in groups.values():
         for shortest, _ in group.values():
@@ -400,7 +402,11 @@ def run_all(runs: list[Run], resources: Resources) -> dict[str, str]:
     """Runs them all, as many at once as the cluster holds. Returns by name what failed and why."""
     options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "max_retries": resources.retries}
     total, failed, pending = {run.name: int(run.flags["total_timesteps"]) for run in runs}, {}, {}
-    with cluster(resources.ray_address), progress(sum(total.values())) as bar, gentle_stop(pending):
+    with (
+        cluster(resources.ray_address),
+        tqdm(total=sum(total.values()), unit="step", dynamic_ncols=True) as bar,
+        gentle_stop(pending),
+    ):
         pending |= {execute.options(**options, memory=memory(run)).remote(run, Path.cwd()): run for run in runs}
         while pending:
             for ref in ray.wait(list(pending), timeout=2)[0]:
@@ -442,7 +448,6 @@ def print_help(flags_class: type) -> NoReturn:
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """What a user can mend, or has asked for by Ctrl-C, ends in one sentence and an exit code."""
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     try:
         yield
     except UsageError as error:

@@ -224,7 +224,7 @@ def test_which_critics_enter_target_and_losses(method):
 
 def test_target_is_the_minimum_over_two_random_critics_of_redq():
     agent = make("redq")
-    pairs = agent.critic.select(5000, 2, torch.Generator().manual_seed(0))
+    pairs = agent.critic.sample(5000, 2, torch.Generator().manual_seed(0))
     assert (pairs[:, 0] != pairs[:, 1]).all()
     counts = torch.bincount((pairs[:, 0] * 10 + pairs[:, 1]), minlength=100).view(10, 10)
     assert (counts[~torch.eye(10, dtype=bool)] - 5000 / 90).abs().max() < 5 * (5000 / 90) ** 0.5
@@ -241,9 +241,9 @@ ALL = torch.arange(10)
 def test_actor_climbs_the_minimum_in_sac_and_else_the_mean(method, pooled):
     agent = make(method)
     obs, noise, i = torch.randn(16, 3), torch.randn(16, 2), ALL[: agent.args.num_critics]
-    action, log_pi = agent.policy(agent.actor.theta, ALL[:1], obs, noise)
+    action, log_pi = agent.policy(agent.actor.theta, agent.actor.masks, obs, noise)
     q = agent.critic(agent.critic.theta, i, torch.cat([obs, action], -1)).squeeze(-1)
-    loss, _, alpha = agent.actor_step(obs, ALL[:1], i, noise)
+    loss, _, alpha = agent.actor_step(obs, agent.actor.masks, i, noise)
     assert loss.item() == pytest.approx((alpha * log_pi - getattr(q, pooled)(0)).mean().item(), rel=1e-4, abs=1e-6)
 
 
@@ -251,19 +251,19 @@ def test_dropout_comes_before_layer_norm_before_relu_and_is_active_in_every_pass
     agent = make("droq", dropout=0.25, hidden_dim=64)
     net = Dropout(mlp(5, 1, 64), 0.25)
     assert [type(layer).__name__ for layer in net.net] == ["Linear", "LayerNorm", "ReLU"] * 2 + ["Linear"]
-    x, keep = torch.randn(16, 5), agent.critic.select(1, 1)[0, 0]
+    x, keep = torch.randn(16, 5), agent.critic.sample(1, 1)[0, 0]
     expected = x
     for k in range(2):
         linear, norm = net.net[3 * k], net.net[3 * k + 1]
         expected = torch.relu(norm(linear(expected) * keep[k] / 0.75))
     torch.testing.assert_close(net(x, keep), net.net[6](expected))
     for k, passes in ((1, 2), (2, 2)):  # updates and actor: both critics; target: both, with units of their own
-        keep = agent.critic.select(50, k, torch.Generator().manual_seed(0))
+        keep = agent.critic.sample(50, k, torch.Generator().manual_seed(0))
         assert keep.shape == (50, passes, 2, 16, 64) and keep.unique().tolist() == [0, 1]
         assert keep.float().mean().item() == pytest.approx(0.75, abs=0.003)
     sin = make("sin-droq", dropout=0.25)
-    assert len(sin.critic.select(1, 1)[0]) == 1 and len(sin.critic.select(1, 2)[0]) == 2
-    one, two = sin.critic(sin.critic.theta, sin.critic.select(1, 2)[0], torch.randn(16, 5))
+    assert len(sin.critic.sample(1, 1)[0]) == 1 and len(sin.critic.sample(1, 2)[0]) == 2
+    one, two = sin.critic(sin.critic.theta, sin.critic.sample(1, 2)[0], torch.randn(16, 5))
     assert not torch.equal(one, two), "the two passes of the target drop other units"
 
 
@@ -283,7 +283,7 @@ def test_critics_dropout_and_minibatches_are_independent():
     buffer.rows[:, 0] = torch.arange(1024)
     for _ in range(2):
         index = buffer.sample(20, 256, agent.generator)[..., 0].flatten()
-        kept = agent.critic.select(20, 1, agent.generator).flatten()[:50_000]
+        kept = agent.critic.sample(20, 1, agent.generator).flatten()[:50_000]
         for bit in (1, 2, 512):
             coin = index.int() // bit % 2
             for shift in range(1000):
@@ -348,8 +348,7 @@ def test_a_resumed_baseline_is_the_uninterrupted_one(tmp_path):
     with pytest.raises(Stop):
         train(small("droq", run_dir=tmp_path / "killed", **flags), stopping)
     one, two = (tmp_path / name / "Pendulum-v1__droq__1" for name in ("whole", "killed"))
-    stored = omnet_sac.stored_args(two, whole)
-    train(dataclasses.replace(stored, resume=two), baselines.make_agent)
+    train(dataclasses.replace(whole, resume=two), baselines.make_agent)
     for name in ("train.csv", "bias.csv"):
         assert (one / name).read_text() == (two / name).read_text()
     a, b = (torch.load(folder / "checkpoint.pt", weights_only=True)["agent"] for folder in (one, two))
@@ -360,19 +359,26 @@ def test_a_run_of_another_method_is_refused(tmp_path, capsys):
     for method, other in (("omnet-sac", "redq"), ("redq", "sac"), ("redq", "omnet-sac")):
         args = small(method, run_dir=tmp_path / other)
         folder = omnet_sac.run_folder(args)
-        folder.mkdir(parents=True)
-        (folder / "args.json").write_text(json.dumps(omnet_sac.describe(args)))
+        train(dataclasses.replace(args, total_timesteps=41), baselines.make_agent)
         with pytest.raises(SystemExit) as exit:
-            baselines.main(dataclasses.replace(METHODS[other][1], resume=folder))
-        error = capsys.readouterr().err
-        assert exit.value.code == 2 and ("is a run of" in error or "not a run folder" in error), error
+            baselines.main([other, "--resume", str(folder)])
+        assert exit.value.code == 2 and f"is a run of {args.method} " in capsys.readouterr().err
 
 
-def test_bad_knobs_are_one_sentence(capsys):
-    for flags in ({"num_critics": 0}, {"dropout": 1.0}, {"num_critics": 3, "dropout": 0.1}, {"reset_interval": -1}):
+def test_bad_knobs_are_one_sentence(tmp_path, capsys):
+    for flags in ("--num-critics 0", "--dropout 1", "--num-critics 3 --dropout 0.1", "--reset-interval -1"):
         with pytest.raises(SystemExit) as exit:
-            baselines.main(small("sac-20", **flags))
-        assert exit.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+            baselines.main(["sac-20", "--env-id", "Pendulum-v1", "--run-dir", str(tmp_path), *flags.split()])
+        error = capsys.readouterr().err.strip()
+        assert exit.value.code == 2 and flags.split()[-2] in error and "\n" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_method_is_named_first(capsys):
+    for words, code in (([], 0), (["--help"], 0), (["--seed", "1"], 2)):
+        with pytest.raises(SystemExit) as exit:
+            baselines.main(words)
+        assert exit.value.code == code and "sr-sin-sac" in capsys.readouterr().out
 
 
 class Reach(gym.Env):
@@ -518,7 +524,11 @@ def test_diversity_of_equal_subnetworks_is_zero_and_of_masked_ones_is_not():
 
 @pytest.mark.parametrize(
     "flags, dense",
-    [({"mask_input": False}, "0"), ({"mask_output": False}, "6"), ({"mask_input": False, "mask_output": False}, "06")],
+    [
+        ({"mask_input": False}, ["input"]),
+        ({"mask_output": False}, ["output"]),
+        ({"mask_input": False, "mask_output": False}, ["input", "output"]),
+    ],
 )
 @pytest.mark.parametrize("where", ["both", "critic", "actor"])
 def test_layers_can_be_left_dense_and_nothing_else_changes(flags, dense, where):
@@ -528,7 +538,7 @@ def test_layers_can_be_left_dense_and_nothing_else_changes(flags, dense, where):
     agent = baselines.OMNetVariant(small("omnet-sac", **flags, dense_in=where), 3, 2)
     for name in ("critic", "actor"):
         one, two = getattr(plain, name), getattr(agent, name)
-        layer = [key[0] for key, size in two.shapes.items() for _ in range(size.numel())]
+        layer = [key.split(".")[0] for key, size in two.shapes.items() for _ in range(size.numel())]
         chosen = torch.tensor([key in dense and where in ("both", name) for key in layer])
         assert two.masks[:, chosen].all() and torch.equal(two.masks[:, ~chosen], one.masks[:, ~chosen])
         assert torch.equal(one.theta, two.theta) and (two.draw(3)[:, chosen] == 1).all()
@@ -537,8 +547,8 @@ def test_layers_can_be_left_dense_and_nothing_else_changes(flags, dense, where):
 
 def test_balanced_masks_share_every_parameter_alike():
     agent = baselines.OMNetVariant(small("omnet-sac", balanced_masks=True, hidden_dim=64), 3, 2)
-    layer = [key[0] for key, size in agent.critic.shapes.items() for _ in range(size.numel())]
-    linear = torch.tensor([key not in "14" for key in layer])
+    layer = [key for key, size in agent.critic.shapes.items() for _ in range(size.numel())]
+    linear = torch.tensor([not key.startswith("norm") for key in layer])
     counts = agent.critic.masks.sum(0)
     assert set(counts[linear].tolist()) == {2, 3} and (counts[~linear] == 5).all()
     assert agent.critic.masks[:, linear].float().mean().item() == pytest.approx(0.5, abs=0.01)
@@ -555,9 +565,10 @@ def test_probes_leave_training_as_it_is(method, tmp_path, monkeypatch):
         (folder,) = (tmp_path / name).iterdir()
         curves.append(torch.load(folder / "checkpoint.pt", weights_only=True))
     torch.testing.assert_close(*(c["agent"] for c in curves), rtol=0, atol=0)
-    torch.testing.assert_close(*(c["buffer"] for c in curves), rtol=0, atol=0)
+    assert curves[0]["crc"] == curves[1]["crc"], "the same transitions"
+    rows = np.fromfile(folder / "replay.f32", np.float32).reshape(120, -1)
     visits = np.loadtxt(folder / "visits.csv", delimiter=",", skiprows=1)
-    np.testing.assert_allclose(visits[:, 1:], curves[1]["buffer"]["rows"][40:, 5:7], atol=1e-7)
+    np.testing.assert_allclose(visits[:, 1:], rows[40:, 5:7], atol=1e-7)
     assert visits[:, 0].tolist() == list(range(41, 121))
     paths = np.loadtxt(folder / "trajectories.csv", delimiter=",", skiprows=1)
     num_subnets = 5 if method == "omnet-sac" else 1
@@ -597,9 +608,13 @@ def workers() -> list[psutil.Process]:
     return [p for p in processes if "ray::execute" in " ".join([p.name(), *p.cmdline()])]
 
 
+def step_of_checkpoint(folder: Path) -> int:
+    return omnet_sac.read_checkpoint(folder)["step"] if (folder / "checkpoint.pt").exists() else 0
+
+
 def kill_in_the_middle(run_dir: Path, killed: list) -> None:
     """SIGKILL for workers, once a run has a checkpoint; then for a run that goes on, and not for its worker."""
-    while not omnet_sac.peek(omnet_sac.run_folder(two_runs(run_dir)[0])).get("step"):  # the first one is of step 0
+    while not step_of_checkpoint(omnet_sac.run_folder(two_runs(run_dir)[0])):  # the first one is of step 0
         time.sleep(0.05)
     for worker in workers():
         runs = worker.children()
@@ -632,13 +647,13 @@ def test_a_sweep_whose_processes_are_killed_is_the_runs_alone(tmp_path, cluster)
     killer.start()
     bad = run_of(dataclasses.replace(two_runs(tmp_path / "sweep")[0], seed=3, batch_size=100))  # above learning_starts
     locked = dataclasses.replace(two_runs(tmp_path / "sweep")[0], seed=4)
-    with omnet_sac.only_writer(omnet_sac.run_folder(locked)):
+    with omnet_sac.only_writer(omnet_sac.run_folder(locked), locked):
         runs = [bad, run_of(locked), *map(run_of, two_runs(tmp_path / "sweep"))]
         failed = sweep.run_all(runs, sweep.Resources(num_cpus=0.5))
     killer.join(timeout=10)
     assert {what for what, _ in killed} == {"worker", "run"}, "a run dies with its worker"
-    assert {*failed} == {bad.name, run_of(locked).name} and failed[bad.name].startswith("--batch-size must")
-    assert f"by process {os.getpid()}" in failed[run_of(locked).name]
+    assert {*failed} == {bad.name, run_of(locked).name} and "must satisfy 0 < batch_size" in failed[bad.name]
+    assert "is being written by another process" in failed[run_of(locked).name]
     for one, two in zip(two_runs(tmp_path / "alone"), two_runs(tmp_path / "sweep")):
         same_run(omnet_sac.run_folder(one), omnet_sac.run_folder(two))
 
@@ -707,7 +722,7 @@ def test_ctrl_c_on_a_sweep_ends_its_runs_after_their_episodes(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err and err.splitlines()[-1].startswith("stopped: ")
     (folder,) = (path.parent for path in tmp_path.glob("*/args.json"))
-    assert omnet_sac.peek(folder)["step"] == sweep.last_step(folder / "train.csv") > 0, "after an episode, nothing lost"
+    assert step_of_checkpoint(folder) == sweep.last_step(folder / "train.csv") > 0, "after an episode, nothing lost"
     assert len(runs) == 1 and not psutil.wait_procs(runs, timeout=10)[1]
     assert sweep.plan([run_of(small("sac", total_timesteps=10**6, run_dir=tmp_path))])[0], "it is to be gone on with"
 
@@ -1182,7 +1197,8 @@ def first_runs() -> dict[str, Path]:
 @pytest.mark.parametrize("variant, folder", first_runs().items())
 def test_the_code_of_today_begins_as_the_committed_runs_did(variant, folder, tmp_path):
     default = next(default for _, default in METHODS.values() if f"__{default.method}__" in folder.name)
-    args = omnet_sac.stored_args(folder, default)
+    flags = json.loads((folder / "args.json").read_text())["args"]
+    args = dataclasses.replace(default, **flags)
     steps = args.learning_starts + (16 if "__" in variant else 50)  # 50 of training tell another tau, say
     short = {"total_timesteps": steps, "eval_interval": 0, "bias_interval": 0, "compile": False, "run_dir": tmp_path}
     args = dataclasses.replace(args, **short)
