@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from itertools import combinations
+from itertools import combinations, groupby, product
 from pathlib import Path
 
 import gymnasium as gym
@@ -958,16 +958,70 @@ def test_no_two_curves_of_a_figure_look_alike():
         assert len({by_title[title] for by_title in numbers.values() if title in by_title}) == 1
 
 
+def drawn(kind: str, shape: tuple[int, ...], rng) -> tuple[np.ndarray, float]:
+    """Seeds of this shape, (seeds, draws), and the mean that they are drawn around."""
+    if kind == "two humps":
+        return rng.normal(4 * rng.integers(2, size=shape)), 2
+    return {"normal": (rng.normal(size=shape), 0), "lognormal": (rng.lognormal(0, 0.5, shape), np.exp(0.125))}[kind]
+
+
 @PAPER
-def test_interquartile_mean_and_stratified_bootstrap():
-    assert figures.iqm(np.array([0, 1, 2, 100.0])) == 1.5
-    values = np.random.default_rng(0).normal(size=41)
-    assert figures.iqm(values) == pytest.approx(np.mean(np.repeat(np.sort(values), 4)[41:123]))
-    groups = [np.random.default_rng(k).normal(10 * k, 1, 100) for k in range(2)]
-    low, high = figures.bootstrap(groups, lambda sample: np.mean([group.mean() for group in sample]))
-    exact = 1.96 * (0.5 * (groups[0].var() + groups[1].var()) / 2 / 100) ** 0.5  # no spread between the groups in it
-    assert (high - low) / 2 == pytest.approx(exact, rel=0.1)
-    assert figures.interval([1.0], digits=1) == "1.0" and figures.interval([2.0, 2.0]) == "2 [2, 2]"
+@pytest.mark.parametrize("seeds", [5, 7, 10])
+def test_intervals_hold_the_mean_as_often_as_they_say(seeds):
+    def coverage(values, mean):
+        below, above = stats.margins([values])
+        return ((values.mean(0) - below <= mean) & (mean <= values.mean(0) + above)).mean()
+
+    rng = np.random.default_rng(0)
+    for kind in ("normal", "lognormal", "two humps"):
+        assert coverage(*drawn(kind, (seeds, 20_000), rng)) >= 0.93, kind
+    found = sorted((RESULTS / "earlier_streams" / "small").glob("*/InvertedDoublePendulum-v4__*"))
+    methods = [[*runs] for _, runs in groupby(found, lambda run: run.parent)]
+    tens = [stats.area(stats.stack([stats.curve(run) for run in runs])[1]) for runs in methods if len(runs) == 10]
+    assert len(tens) >= 8
+    assert np.mean([coverage(rng.choice(ten, (seeds, 5000)), ten.mean()) for ten in tens]) >= 0.93
+
+
+@PAPER
+def test_margins_are_students_and_welchs_and_wider_towards_the_longer_tail():
+    from scipy.stats import t, ttest_ind
+
+    x, y = np.array([1.0, 2, 3, 4, 5]), np.array([[2.0], [4], [9], [11]])
+    half = t.interval(0.95, 4, scale=x.std(ddof=1) / 5**0.5)[1]
+    assert stats.margins([x]) == pytest.approx((half, half)), "no tail is longer"
+    below, above = stats.margins([-np.array([[0.0], [0], [0], [0], [5]])])
+    assert above == pytest.approx(t.ppf(0.975, 4)) and below == pytest.approx(
+        above + (2 * above**2 + 1) / 6
+    )  # error and skewness of the mean are 1
+    difference = ttest_ind(x, np.array([2, 4, 9, 11]), equal_var=False).confidence_interval()
+    below, above = stats.margins([x[:, None], -y])
+    assert (above - 3.5, below + 3.5) == (pytest.approx(difference.high), pytest.approx(-difference.low))
+    assert stats.interval([1.0], digits=1) == "1.0" and stats.interval([2.0, 2.0]) == "2 [2, 2]"
+    assert stats.interval([1.0, 3.0]) == "2 [-11, 15]" and np.isnan(stats.margins([np.ones(3), np.ones(1)])).all()
+
+
+@PAPER
+def test_interquartile_mean_is_scipys_and_its_interval_tukey_and_mclaughlins():
+    from scipy.stats import t
+
+    ten = [4202.0, 4322, 4414, 4707, 5208, 5379, 5565, 5896, 5984, 6101]  # with weights at the edges 5178
+    assert stats.iqm_text([np.array(ten)], 1).startswith("5194.8 [")
+    even = np.arange(10.0)
+    half = t.ppf(0.975, 5) * (np.clip(even, 2, 7).var(ddof=1) * 9 / (6 * 5)) ** 0.5
+    assert stats.iqm_text([even], 3) == f"4.500 [{4.5 - half:.3f}, {4.5 + half:.3f}]"
+    tasks = [np.array([0.0, 1, 2, 3]), np.array([10.0, 11, 12, 13])]
+    assert stats.iqm_text(tasks).startswith("6.50 [") and stats.iqm_text([task[:1] for task in tasks]) == "5.00"
+
+
+@PAPER
+def test_ratios_of_means():
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(500):
+        low, high = map(float, stats.ratio_text(rng.normal(4, 1, 5), rng.normal(8, 2, 5))[6:-1].split(", "))
+        held.append(low <= 0.5 <= high)
+    assert 0.93 <= np.mean(held) <= 0.99
+    assert stats.ratio_text(np.ones(2), np.zeros(2)) == "" and stats.ratio_text(np.ones(1), np.full(1, 2)) == "0.50"
 
 
 @PAPER
@@ -989,7 +1043,6 @@ def test_numbers_of_the_maze(tmp_path):
 
 @PAPER
 def test_every_figure_is_drawn_from_raw_files(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(stats, "DRAWS", 20)
     rng = np.random.default_rng(0)
     xy = [f"{x:.3f},{y:.3f}\n" for x, y in rng.uniform(size=(1000, 2))]
     visits = "step,obs_0,obs_1\n" + "".join(f"{1001 + k},{text}" for k, text in enumerate(xy))
@@ -1046,7 +1099,7 @@ def test_a_miniature_is_drawn_from_its_own_folder_with_any_environment(tmp_path,
     rows = {line.split(" | ")[1]: line.split(" | ") for line in efficiency.splitlines() if "| Pendulum" in line}
     assert [rows[title][5].split()[0] for title in ("SAC", "OMNet", "REDQ")] == ["0.00", "0.50", "1.00"], normalised
     assert float(rows["REDQ"][3]) == 1 and float(rows["OMNet"][3]) < 0.3
-    told = "62 [61, 63] | 62 [61, 63] | 1.00 [1.00, 1.00] | 47 [46, 48] | 1.00 [1.00, 1.00]"
+    told = "62 [60, 64] | 62 [60, 64] | 1.00 [0.45, 1.00], p = 0.1 | 47 [45, 49] | 1.00 [0.45, 1.00], p = 0.1"
     assert f"| Pendulum-v1 | REDQ | 3 | 20 | {told} |" in returns
 
 
@@ -1057,8 +1110,8 @@ def test_who_is_better_by_score_need_not_be_by_area(tmp_path):
         [write_method_run(tmp_path, method, curve, env_id="Pendulum-v1", seed=seed) for seed in (1, 2)]
         for method, curve in (("redq", early), ("omnet-sac", late))
     )
-    assert figures.better((runs, omnet)) == "1.00 [1.00, 1.00]"
-    assert figures.better((runs, omnet), by_score=True) == "0.00 [0.00, 0.00]"
+    assert figures.better((runs, omnet)) == "1.00 [0.30, 1.00], p = 0.33"
+    assert figures.better((runs, omnet), by_score=True) == "0.00 [0.00, 0.70], p = 0.33"
     assert figures.better((omnet, omnet), by_score=True) == figures.better((runs, [])) == ""
 
 
@@ -1075,7 +1128,9 @@ def test_every_task_has_the_same_weight_in_figure_3_and_its_legend_room(tmp_path
     figures.main(figures.Flags(("fig3",), protocol="small", results=tmp_path))
     table = (tmp_path / "small" / "figures" / "fig3.md").read_text()
     assert "| all 2 | OMNet | 1 |  |  | 0.50 (IQM) |  |" in table, "not that of all four runs, 1"
-    assert "| all 2 | REDQ | 1 |  |  | 1.00 (IQM) | 0.75 |" in table, "the mean over tasks of a tie and 1"
+    assert "| all 2 | REDQ | 1 |  |  | 1.00 (IQM) | 0.75 [0.17, 0.99], p = 1 |" in table, (
+        "the mean over tasks of a tie and 1"
+    )
     fig, axes = figures.panels(["Pendulum-v1"])
     for k in range(30):
         axes[0, 0].plot([0], [0], label=f"method {k}")
@@ -1094,7 +1149,7 @@ def test_at_equal_flops_a_method_of_five_times_the_cost_has_a_fifth_of_the_updat
     assert "| Pendulum-v1 | OMNet | 1 | 0.0001 PFLOP | 60 |  |  |" in table, (
         "returns 10 to 110, after the warm-up of 10"
     )
-    assert "| Pendulum-v1 | REDQ | 1 | 0.0001 PFLOP | 20 | 60 | 0.00 |" in table, "100 GFLOP: from 10 to 30"
+    assert "| Pendulum-v1 | REDQ | 1 | 0.0001 PFLOP | 20 | 60 | 0.00 [" in table, "100 GFLOP: from 10 to 30"
     assert "time" not in table, "not measured"
 
 
@@ -1117,8 +1172,8 @@ def test_at_equal_time_a_method_has_as_many_updates_as_it_was_measured_to_do(tmp
     figures.main(figures.Flags(("compute",), protocol="small", results=tmp_path))
     table = (tmp_path / "small" / "figures" / "compute.md").read_text()
     assert "| Pendulum-v1 | OMNet | 1 | time of 100 steps | 60 |  |  |" in table
-    assert "| Pendulum-v1 | REDQ | 1 | time of 100 steps | 20 | 60 | 0.00 |" in table, "20 steps of 100: from 10 to 30"
-    assert "| Pendulum-v1 | no OMNet | 1 | time of 50 steps | 60 | 35 | 1.00 |" in table, "twice as fast"
+    assert "| Pendulum-v1 | REDQ | 1 | time of 100 steps | 20 | 60 | 0.00 [" in table, "20 steps of 100: from 10 to 30"
+    assert "| Pendulum-v1 | no OMNet | 1 | time of 50 steps | 60 | 35 | 1.00 [" in table, "twice as fast"
     assert table.count("time of") == 3, "SAC-20 was not timed on this task at this width"
 
 
@@ -1130,7 +1185,7 @@ def test_widths_are_compared_with_omnet_of_the_same_width(tmp_path):
             write_method_run(tmp_path / folder, method, {10: [value], 20: [value]}, **size)
     figures.main(figures.Flags(("widths",), protocol="small", results=tmp_path))
     table = (tmp_path / "small" / "figures" / "widths.md").read_text()
-    rows = re.findall(r"Pendulum-v1 \| REDQ \| (\d+) \| 1 \| (\d) \| (\S+) \|", table)
+    rows = re.findall(r"Pendulum-v1 \| REDQ \| (\d+) \| 1 \| (\d) \| (\S+) \[", table)
     assert rows == [("64", "2", "1.00"), ("128", "3", "0.50"), ("256", "4", "0.00")]
 
 
@@ -1167,10 +1222,10 @@ def test_methods_are_compared_at_the_same_noise_and_with_themselves_without(tmp_
     table = (tmp_path / "small" / "figures" / "fig8.md").read_text()
     assert re.findall(r"Pendulum-v1 \| (.*?) \|\n", table) == [
         "OMNet | 0.0 | 2 | 4 [4, 4] |  |  | 4 [4, 4]",
-        "OMNet | 0.01 | 2 | 4 [3, 5] |  | 1.00 [0.75, 1.25] | 4 [3, 5]",
+        "OMNet | 0.01 | 2 | 4 [-9, 17] |  | 1.00 [-2.18, 4.18] | 4 [-9, 17]",
         "OMNet | 0.1 | 2 | 2 [2, 2] |  | 0.50 [0.50, 0.50] | 2 [2, 2]",
-        "REDQ | 0.0 | 2 | 10 [10, 10] | 1.00 [1.00, 1.00] |  | 10 [10, 10]",
-        "REDQ | 0.01 | 2 | 3 [2, 4] | 0.25 [0.00, 1.00] | 0.30 [0.20, 0.40] | 3 [2, 4]",
+        "REDQ | 0.0 | 2 | 10 [10, 10] | 1.00 [0.30, 1.00], p = 0.33 |  | 10 [10, 10]",
+        "REDQ | 0.01 | 2 | 3 [-10, 16] | 0.25 [0.01, 0.83], p = 0.67 | 0.30 [-0.97, 1.57] | 3 [-10, 16]",
     ]
 
 
@@ -1267,15 +1322,79 @@ def test_probability_of_improvement_is_that_of_all_pairs_and_of_scipy():
     assert stats.improvement(xs, ys) == ((0 + 0 + 0.5 + 0 + 1 + 1) / 6 + (0.5 + 1) / 2) / 2
     x, y = np.random.default_rng(0).integers(9, size=(2, 20))
     assert stats.improvement([x], [y]) == pytest.approx(mannwhitneyu(x, y).statistic / 400)
-    assert stats.bootstrap(*stats.pooled([np.arange(5.0)], [np.arange(5.0) - 9])) == (1, 1)
-    low, high = stats.bootstrap(*stats.pooled([x], [y]))
-    assert low < stats.improvement([x], [y]) < high
+    ten = np.arange(10.0)
+    assert stats.improvement_text([ten], [ten + 20]) == "0.00 [0.00, 0.21], p < 0.001"
+    assert stats.improvement_text([ten[:1]], [ten[:1]]) == "0.50 [0.00, 1.00], p = 1"
+
+
+@PAPER
+@pytest.mark.parametrize("seeds, tasks", [(5, 1), (10, 1), (5, 3)])
+def test_intervals_of_probabilities_hold_them_as_often_as_they_say(seeds, tasks):
+    from scipy.stats import norm
+
+    rng, bounds = np.random.default_rng(0), {}
+    for ahead, spread in ((0, 1), (0.7, 1), (1.5, 1), (3, 1), (1, 3)):
+        held = []
+        for _ in range(500):
+            xs, ys = rng.normal(ahead, 1, (tasks, seeds)), rng.normal(0, spread, (tasks, seeds))
+            probability = stats.improvement(xs, ys)
+            if probability not in bounds:
+                bounds[probability] = stats.improvement_bounds(xs, ys)
+            low, high = bounds[probability]
+            held.append(low <= norm.cdf(ahead / (1 + spread**2) ** 0.5) <= high)
+        assert np.mean(held) >= 0.93, (ahead, spread)
+
+
+def rankings(seeds: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """All ways of dealing the ranks of twice as many seeds to two agents."""
+    ranks = range(2 * seeds)
+    return [(np.array(x), np.setdiff1d(ranks, x)) for x in combinations(ranks, seeds)]
+
+
+@PAPER
+@pytest.mark.parametrize("seeds", [3, 4, 5])
+def test_equal_agents_are_called_different_in_at_most_5_of_100_rankings(seeds):
+    from scipy.stats import mannwhitneyu
+
+    decided = 0
+    for x, y in rankings(seeds):
+        p, told = stats.rank_test([x], [y]), stats.verdict([x], [y])
+        assert p == pytest.approx(mannwhitneyu(x, y, method="exact").pvalue)
+        decided += told in ("better", "worse")
+        low, high = stats.improvement_bounds([x], [y])
+        assert (told in ("better", "worse")) == (not low <= 0.5 <= high), "the interval says the same"
+    assert decided <= 0.05 * len(rankings(seeds)) and (decided > 0) == (seeds > 3)
+
+
+@PAPER
+def test_p_over_two_tasks_is_that_of_all_rankings_of_both_and_with_ties_scipys():
+    from scipy.stats import permutation_test
+
+    ways = [*product(rankings(3), rankings(2))]
+    off = {k: abs(stats.improvement(*zip(*ways[k])) - 0.5) for k in range(len(ways))}
+    for k in range(0, len(ways), 7):
+        expected = np.mean([other >= off[k] - 1e-9 for other in off.values()])
+        assert stats.rank_test(*zip(*ways[k])) == pytest.approx(expected)
+    x, y = np.array([1, 2, 2, 5, 7]), np.array([2, 2, 0, 1])
+    tied = permutation_test((x, y), lambda x, y: abs(stats.improvement([x], [y]) - 0.5), alternative="greater")
+    assert stats.rank_test([x], [y]) == pytest.approx(tied.pvalue)
+
+
+@PAPER
+def test_verdicts_do_not_depend_on_the_order_of_contenders():
+    rng = np.random.default_rng(0)
+    other_way = {"better": "worse", "worse": "better"}
+    cases = [([x], [y]) for x, y in rankings(4)]
+    cases += [([*rng.integers(6, size=(2, 4))], [*rng.integers(6, size=(2, 5))]) for _ in range(100)]
+    for xs, ys in cases:
+        told = stats.verdict(xs, ys)
+        assert stats.verdict(ys, xs) == other_way.get(told, told)
+        low, high = stats.improvement_bounds(xs, ys)
+        assert stats.improvement_bounds(ys, xs) == pytest.approx((1 - high, 1 - low))
 
 
 @PAPER
 def test_verdicts_and_the_seeds_that_they_take():
-    assert stats.least_p([np.zeros(4)], [np.zeros(4)]) == 2 / 70
-    assert stats.least_p([np.zeros(2)] * 2, [np.zeros(2)] * 2) == 2 / 36
     assert stats.seeds_to_decide(1.0, 1) == 6 and stats.seeds_to_decide(0.75, 1) == 21  # 7.849 / 6 / 0.25, / 0.0625
     assert stats.seeds_to_decide(0.25, 2) == 11 and stats.seeds_to_decide(0.5, 1) == np.inf
     ten = [np.arange(10.0)]
@@ -1284,6 +1403,9 @@ def test_verdicts_and_the_seeds_that_they_take():
     assert stats.verdict([np.array([3.0, 4])], [np.array([1.0, 2])]) == (
         "undecided: about 4 more seeds per task would decide at the effect seen"
     )
+    apart = [np.array([3, 5, 6, 8, 9])], [np.array([0, 1, 2, 4, 7])]
+    assert stats.verdict(*apart) == "undecided: about 7 more seeds per task would decide at the effect seen"
+    assert stats.improvement_text(*apart).endswith(", p = 0.095")
 
 
 @PAPER
