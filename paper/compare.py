@@ -9,7 +9,6 @@ others are compared with: omnet_sac.py, unless it is named. Flags after `--` are
 `<results>/<name>-<hash of program and flags>/`, so that nothing is reused once either has changed.
 """
 
-import dataclasses
 import shlex
 import sys
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy as np
 import tyro
 
 from omnet_sac import UsageError, check_args
-from paper.baselines import METHODS
+from paper.baselines import METHODS, method_args
 from paper.flops import sizes
 from paper.stats import (
     along,
@@ -57,12 +56,10 @@ from paper.sweep import (
     run_missing,
     size_folder,
     split,
-    typed_flags,
     words_of,
 )
 
 BASELINE = "omnet_sac.py"
-OWN = {"env_id", "seed", "run_dir", "resume", "evaluate"}
 WHOLE = ("total_timesteps", "learning_starts", "eval_interval", "hidden_dim", "buffer_size")
 ADVICE = "A miniature is not the original: `--protocol paper` has the paper's tasks and size."
 
@@ -118,10 +115,7 @@ def contender(text: str) -> Contender:
         program = (str(ROOT / BASELINE),)
     else:
         raise UsageError(f"{program or 'nothing'} is neither a script (.py) nor one of {', '.join(METHODS)}")
-    flags = flags_of(words)
-    for name in OWN & flags.keys():
-        raise UsageError(f"--{name.replace('_', '-')} is not for a contender: it is the same for all, or chosen here")
-    return Contender(text, program, flags, digest(program))
+    return Contender(text, program, flags_of(words), digest(program))
 
 
 def contenders(texts: tuple[str, ...]) -> list[Contender]:
@@ -161,9 +155,9 @@ def whole(flags: dict) -> dict:
 
 def checked(method: str, flags: dict) -> dict:
     """The flags of a method of paper.baselines, in its types. Raises UsageError where they cannot work."""
-    flags = typed_flags(method, words_of(flags))
-    check_args(dataclasses.replace(METHODS[method][1], **flags))
-    return flags
+    args = method_args(method, words_of(flags))
+    check_args(args)
+    return {name: getattr(args, name) for name in flags}
 
 
 @dataclass

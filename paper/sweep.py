@@ -36,6 +36,9 @@ FREE = {"run_dir", "resume", "evaluate", "device", "track", "compile", "capture_
 # How large a run is and what is recorded beside it: not part of what its method is
 SIZE = {"total_timesteps", "learning_starts", "hidden_dim", "eval_interval", "eval_episodes"}
 RECORDED = {"bias_interval", "trajectory_interval"}
+# Flags that differ from run to run, and what says so for a sweep
+OWN = {"env_id": "name tasks by --env-ids", "seed": "say how many by --seeds", "run_dir": "name a folder by --results"}
+OWN |= {"resume": "the same command again resumes what is not finished", "evaluate": "use omnet_sac.py itself"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,10 @@ def split(words: list[str], flags_class: type) -> tuple[list[str], list[str]]:
 
 
 def flags_of(words: list[str]) -> dict:
-    """Flags by name from a command line: `--gamma 0.9 --no-compile` is {"gamma": "0.9", "compile": False}."""
+    """Training flags by name from a command line: `--gamma 0.9 --no-compile` is {"gamma": "0.9", "compile": False}.
+
+    Several values are a list. Raises UsageError for what is no flag, and for flags that a sweep sets itself.
+    """
     flags, name = {}, None
     for word in words:
         if word.startswith("--"):
@@ -106,8 +112,10 @@ def flags_of(words: list[str]) -> dict:
     named = {}
     for name, values in flags.items():
         negated = name.startswith("no-") and not values
-        value = " ".join(values) if values else not negated
+        value = (values if len(values) > 1 else values[0]) if values else not negated
         named[name.removeprefix("no-" if negated else "").replace("-", "_")] = value
+    for name in OWN.keys() & named.keys():
+        raise UsageError(f"--{name.replace('_', '-')} is for a single run: {OWN[name]}")
     return named
 
 
@@ -119,7 +127,7 @@ def words_of(flags: dict) -> list[str]:
         if isinstance(value, bool):
             words.append(f"--{'' if value else 'no-'}{flag}")
         elif value is not None:
-            words += [f"--{flag}", *str(value).split(" ")]
+            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
     return words
 
 

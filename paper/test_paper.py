@@ -722,16 +722,41 @@ def test_flags_are_read_and_written_as_on_the_command_line():
         "compile": False,
         "target_entropy": "-3",
         "track": True,
-        "sizes": "64 32",
+        "sizes": ["64", "32"],
         "tau": "0.1",
         "no_op_max": "30",
     }
     assert sweep.words_of(flags) == [*words[:-3], "--tau", "0.1", "--no-op-max", "30"]
+    assert sweep.words_of({"note": "two words", "run_dir": Path("my results")}) == [
+        *("--note", "two words"),
+        *("--run-dir", "my results"),
+    ]
     with pytest.raises(UsageError):
         sweep.flags_of(["0.9"])
     given = ["fig2a", "--seeds", "3", "--hidden-dim", "64", "--dry-run", "--", "--gamma", "0.9"]
     own, training = sweep.split(given, experiments.Flags)
     assert own == ["fig2a", "--seeds", "3", "--dry-run"] and training == ["--hidden-dim", "64", "--gamma", "0.9"]
+
+
+@PAPER
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("--env-id Walker2d-v4", "--env-ids"),
+        ("--seed=7", "--seeds"),
+        ("--run-dir runs", "--results"),
+        ("--resume runs/Hopper-v4__sac__1", "again"),
+        ("--evaluate runs/Hopper-v4__sac__1", "omnet_sac.py"),
+    ],
+)
+def test_flags_of_a_single_run_are_refused_with_what_a_sweep_has_instead(words, told, tmp_path, capsys):
+    flags = experiments.Flags(figures=("fig9a",), seeds=1, results=tmp_path, dry_run=True)
+    with pytest.raises(SystemExit) as exit:
+        experiments.main(flags, words.split())
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and re.split("[ =]", words)[0] in err and told in err
+    assert compared("redq", results=tmp_path, words=words.split(), dry_run=True) == 2 and capsys.readouterr().err == err
+    assert compared(f"redq {words}", results=tmp_path, dry_run=True) == 2 and capsys.readouterr().err == err
 
 
 def write_run(folder: Path, returns: dict[int, list[float]], args: Args | None = None, **files: str) -> None:
