@@ -147,12 +147,13 @@ class Run:
     """One training run.
 
     `program` is what follows `python`: a script, or -m paper.baselines and a method. `flags`, by name, have env_id,
-    seed, run_dir, total_timesteps, learning_starts, eval_interval at least. With `code`, the SHA-256 of the program, a
-    program that has changed is not run.
+    seed, run_dir, total_timesteps, learning_starts, eval_interval at least. With `code`, the SHA-256 of the `sources`,
+    it is not run once these have changed.
     """
 
     program: tuple[str, ...]
     flags: dict
+    sources: tuple[Path, ...] = ()
     code: str = ""
 
     @property
@@ -191,9 +192,9 @@ class Run:
         return shlex.join(["python", *self.words])
 
 
-def method_run(method: str, flags: dict, code: str = "") -> Run:
+def method_run(method: str, flags: dict) -> Run:
     """A run of a method of paper.baselines."""
-    return Run(("-m", "paper.baselines", method), flags, code)
+    return Run(("-m", "paper.baselines", method), flags)
 
 
 def stored_flags(folder: Path) -> dict:
@@ -297,14 +298,8 @@ def size_folder(results: Path, protocol: str, hidden_dim: int) -> Path:
     return results / {"paper": f"paper_width_{hidden_dim}", "small": f"width_{hidden_dim}"}[protocol]
 
 
-def digest(program: tuple[str, ...]) -> str:
-    """SHA-256 of what a program runs: a script, and omnet_sac.py if it imports that; or the files of a method."""
-    if program[0] == "-m":
-        files = [ROOT / "omnet_sac.py", ROOT / "paper/baselines.py", ROOT / "paper/probes.py"]
-    else:
-        files, beside = [Path(program[0])], Path(program[0]).with_name("omnet_sac.py")
-        if re.search(r"^\s*(import|from) omnet_sac\b", files[0].read_text(), re.M):
-            files.append(beside if beside.exists() else ROOT / "omnet_sac.py")
+def digest(files: tuple[Path, ...]) -> str:
+    """SHA-256 of files."""
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -353,8 +348,8 @@ def execute(run: Run, folder: Path, variables: dict[str, str]) -> tuple[int, str
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # for ray.cancel; what a script has in its back ignores it
     os.chdir(folder)
-    if run.code and run.code != digest(run.program):
-        return 2, f"error: {run.program[0]} has changed since the sweep began"
+    if run.code and run.code != digest(run.sources):
+        return 2, f"error: {', '.join(map(str, run.sources))}: one of these has changed since the sweep began"
     command = [sys.executable, "-c", TIED, *run.words]
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("a+b") as log:
@@ -386,6 +381,16 @@ def stop(signum, frame) -> NoReturn:
     raise KeyboardInterrupt(signum)
 
 
+def check_address(address: str) -> None:
+    """Raises UsageError where no Ray cluster can be reached in 20 seconds; Ray itself would try for minutes."""
+    command = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False)"]
+    try:
+        subprocess.run(command, capture_output=True, check=True, timeout=20)
+    except subprocess.SubprocessError:
+        told = "does it run, and has it the RAY_AUTH_MODE and RAY_AUTH_TOKEN that are set here?"
+        raise UsageError(f"--ray-address {address}: no Ray cluster lets this program in: {told}") from None
+
+
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
     """A connection to Ray: to the cluster there, else to one of this machine; within another one, that.
@@ -399,12 +404,7 @@ def cluster(address: str | None) -> Iterator[None]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not import torch, their runs do
     options = {"address": address or "local", "logging_level": "error", "log_to_driver": False}
     if address:
-        ask = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False)"]
-        try:
-            subprocess.run(ask, capture_output=True, check=True, timeout=20)  # Ray itself would try for minutes
-        except subprocess.SubprocessError:
-            told = "does it run, and has it the RAY_AUTH_MODE and RAY_AUTH_TOKEN that are set here?"
-            raise UsageError(f"--ray-address {address}: no Ray cluster lets this program in: {told}") from None
+        check_address(address)
     else:
         options |= {"object_store_memory": 10**8, "include_dashboard": False}
         if sys.platform == "linux":  # Ray knows the quota of a container, and not what taskset or a job's share leave
