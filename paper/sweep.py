@@ -376,11 +376,6 @@ def environment() -> dict[str, str]:
     return variables | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
 
 
-def stop(signum, frame) -> NoReturn:
-    """Ctrl-C and SIGTERM."""
-    raise KeyboardInterrupt(signum)
-
-
 def check_address(address: str) -> None:
     """Raises UsageError where no Ray cluster can be reached in 20 seconds; Ray itself would try for minutes."""
     command = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False)"]
@@ -416,7 +411,7 @@ def cluster(address: str | None) -> Iterator[None]:
     try:
         ray.init(**options)
         for signum in (signal.SIGINT, signal.SIGTERM):  # in the background of a script, SIGINT is ignored
-            signal.signal(signum, stop)
+            signal.signal(signum, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         yield
     finally:
@@ -517,6 +512,6 @@ def one_sentence() -> Iterator[None]:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         print("\nstopped: the same command goes on from the last checkpoint of each run", file=sys.stderr)
-        sys.exit(128 + (error.args or [signal.SIGINT])[0])
+        sys.exit(130)
