@@ -377,10 +377,10 @@ def environment() -> dict[str, str]:
 
 
 def check_address(address: str) -> None:
-    """Raises UsageError where no Ray cluster can be reached in 20 seconds; Ray itself would try for minutes."""
+    """Raises UsageError where no Ray cluster can be reached in 15 seconds; Ray itself would try for minutes."""
     command = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False)"]
     try:
-        subprocess.run(command, capture_output=True, check=True, timeout=20)
+        subprocess.run(command, capture_output=True, check=True, timeout=15)
     except subprocess.SubprocessError:
         told = "does it run, and has it the RAY_AUTH_MODE and RAY_AUTH_TOKEN that are set here?"
         raise UsageError(f"--ray-address {address}: no Ray cluster lets this program in: {told}") from None

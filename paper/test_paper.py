@@ -1429,6 +1429,7 @@ def test_contenders_run_as_processes_and_do_not_mix(tmp_path, monkeypatch, capsy
 def test_a_run_is_of_its_program_what_that_imports_and_the_module_of_its_environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    pendulum = "gymnasium.envs.classic_control:PendulumEnv"
     files = {
         "ideas/idea.py": "import torch, omnet_sac, nets.wide as wide\ndef late():\n    from my_nets import SCALE\n",
         "ideas/my_nets.py": "import idea\n",
