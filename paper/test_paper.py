@@ -1436,7 +1436,7 @@ def test_a_run_is_of_its_program_what_that_imports_and_the_module_of_its_environ
         "ideas/nets/wide.py": "from . import deep\nfrom .blocks import Block\n",  # in a folder that has no __init__.py
         "ideas/nets/deep.py": "",
         "ideas/nets/blocks/__init__.py": "Block = 1\n",
-        "my_tasks.py": "import my_rewards, gymnasium\ngymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:PendulumEnv')\n",
+        "my_tasks.py": f"import my_rewards, gymnasium as gym\ngym.register('Mine-v0', '{pendulum}')\n",
         "my_rewards.py": "",
     }
     for name, text in (files | {"ideas/other.py": ""}).items():
