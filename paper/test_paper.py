@@ -700,31 +700,90 @@ def test_a_sweep_on_a_cluster_of_two_nodes(tmp_path):
 
 
 INTERRUPTED = """
-import sys
+import os, signal, sys
 from pathlib import Path
+import ray
 from paper import sweep
-from paper.test_paper import run_of, small
-with sweep.one_sentence():
-    sweep.run_all([run_of(small("sac", total_timesteps=10**6, run_dir=Path(sys.argv[1])))], sweep.Resources())
+from paper.test_paper import endless
+if sys.argv[2] == "in the background":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell that runs a script does
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # as taskset does
+with sweep.one_sentence(), sweep.cluster(None):
+    assert ray.cluster_resources()["object_store_memory"] < 2e8
+    sweep.run_all(endless(Path(sys.argv[1])), sweep.Resources())
 """
 
 
+def endless(run_dir: Path) -> list:
+    return [run_of(small("sac", total_timesteps=10**6, run_dir=run_dir, seed=seed)) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("signum, where", [(signal.SIGINT, "in a terminal"), (signal.SIGTERM, "in the background")])
 @RAY
 @PAPER
-def test_ctrl_c_on_a_sweep_ends_its_runs_after_their_episodes(tmp_path):
+def test_a_signal_to_a_sweep_ends_its_runs_after_their_episodes(signum, where, tmp_path):
+    """Of two, one runs on the one core that there is; in folders with blanks, and with a long name."""
+    (tmp_path / ("t" * 70)).mkdir()
+    tmp_path = tmp_path / "my runs"
     options = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(tmp_path)], **options)
+    options["env"] = os.environ | {"TMPDIR": str(tmp_path.with_name("t" * 70))}
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(tmp_path), where], **options)
     while not list(tmp_path.glob("*/train.csv")):
         assert process.poll() is None
         time.sleep(0.1)
     runs = [p for p in psutil.Process(process.pid).children(recursive=True) if "paper.baselines" in p.cmdline()]
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signum)  # as a terminal does, and timeout
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err and err.splitlines()[-1].startswith("stopped: ")
+    assert process.returncode == 130 and "Traceback" not in err and "SIGTERM" not in err
+    assert err.splitlines()[-1].startswith("stopped: ")
     (folder,) = (path.parent for path in tmp_path.glob("*/args.json"))
     assert step_of_checkpoint(folder) == sweep.last_step(folder / "train.csv") > 0, "after an episode, nothing lost"
     assert len(runs) == 1 and not psutil.wait_procs(runs, timeout=10)[1]
-    assert sweep.plan([run_of(small("sac", total_timesteps=10**6, run_dir=tmp_path))])[0], "it is to be gone on with"
+    assert sweep.plan(endless(tmp_path))[0] == endless(tmp_path), "it is to be gone on with"
+
+
+class Images(Steady):
+    observation_space = gym.spaces.Box(-1, 1, (128, 128, 3), np.float32)
+
+
+gym.register("Images-v0", Images)
+
+
+@pytest.mark.parametrize(
+    "resources, flags, told",
+    [
+        ({"num_cpus": 1000}, {}, "1000 CPU cores"),
+        ({"num_gpus": 100}, {}, "100 GPUs"),
+        ({}, {"env_id": "Images-v0", "total_timesteps": 10**6}, "394.0 GB"),  # twice 49152 numbers of 4 bytes a row
+        ({"num_cpus": -1}, {}, "not be negative"),
+        ({"num_gpus": 1.5}, {}, "be whole"),
+    ],
+)
+@RAY
+@PAPER
+def test_a_run_that_no_node_can_hold_is_one_sentence_before_the_first_run(resources, flags, told, tmp_path, cluster):
+    runs = [run_of(small("sac", run_dir=tmp_path, **flags))]
+    with pytest.raises(UsageError, match=told):
+        sweep.run_all(runs, sweep.Resources(**resources))
+    assert not list(tmp_path.iterdir())
+
+
+@PAPER
+def test_a_cluster_that_does_not_answer_is_one_sentence():
+    start = time.time()
+    with pytest.raises(UsageError, match="--ray-address 127.0.0.1:9: no Ray cluster"):
+        sweep.check_address("127.0.0.1:9")
+    assert time.time() - start < 30
+
+
+@PAPER
+def test_a_run_has_the_variables_of_the_sweep_but_not_those_of_its_node(monkeypatch):
+    for name in ("TASK_REWARD", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "RAY_AUTH_TOKEN", "TMPDIR"):
+        monkeypatch.setenv(name, "x")
+    given = sweep.environment()
+    assert given["TASK_REWARD"] == "x" and given["OMP_NUM_THREADS"] == "1"
+    assert given["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+    assert not given.keys() & {"CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "RAY_AUTH_TOKEN", "TMPDIR"}
 
 
 @PAPER
@@ -737,16 +796,41 @@ def test_flags_are_read_and_written_as_on_the_command_line():
         "compile": False,
         "target_entropy": "-3",
         "track": True,
-        "sizes": "64 32",
+        "sizes": ["64", "32"],
         "tau": "0.1",
         "no_op_max": "30",
     }
     assert sweep.words_of(flags) == [*words[:-3], "--tau", "0.1", "--no-op-max", "30"]
+    assert sweep.words_of({"note": "two words", "run_dir": Path("my results")}) == [
+        *("--note", "two words"),
+        *("--run-dir", "my results"),
+    ]
     with pytest.raises(UsageError):
         sweep.flags_of(["0.9"])
     given = ["fig2a", "--seeds", "3", "--hidden-dim", "64", "--dry-run", "--", "--gamma", "0.9"]
     own, training = sweep.split(given, experiments.Flags)
     assert own == ["fig2a", "--seeds", "3", "--dry-run"] and training == ["--hidden-dim", "64", "--gamma", "0.9"]
+
+
+@PAPER
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("--env-id Walker2d-v4", "--env-ids"),
+        ("--seed=7", "--seeds"),
+        ("--run-dir runs", "--results"),
+        ("--resume runs/Hopper-v4__sac__1", "again"),
+        ("--evaluate runs/Hopper-v4__sac__1", "omnet_sac.py"),
+    ],
+)
+def test_flags_of_a_single_run_are_refused_with_what_a_sweep_has_instead(words, told, tmp_path, capsys):
+    flags = experiments.Flags(figures=("fig9a",), seeds=1, results=tmp_path, dry_run=True)
+    with pytest.raises(SystemExit) as exit:
+        experiments.main(flags, words.split())
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and re.split("[ =]", words)[0] in err and told in err
+    assert compared("redq", results=tmp_path, words=words.split(), dry_run=True) == 2 and capsys.readouterr().err == err
+    assert compared(f"redq {words}", results=tmp_path, dry_run=True) == 2 and capsys.readouterr().err == err
 
 
 def write_run(folder: Path, returns: dict[int, list[float]], args: Args | None = None, **files: str) -> None:
@@ -1456,10 +1540,12 @@ def test_contenders_run_as_processes_and_do_not_mix(tmp_path, monkeypatch, capsy
     """Two with one name, one that crashes; then one that changes."""
     monkeypatch.setattr(compare, "gflop", lambda run: 1.0)
     monkeypatch.chdir(tmp_path)
-    for folder, gain in ((".", 0), ("one", 10), ("two", -10)):
+    monkeypatch.setenv("BONUS", "2")  # after the cluster was started
+    for folder, gain in ((".", -2), ("one", 8), ("two", -12)):
         (tmp_path / folder).mkdir(exist_ok=True)
-        script = SCRIPT.replace("BREAK", "").replace("GAIN", str(gain))
+        script = SCRIPT.replace("BREAK", "from my_nets import GAIN")
         (tmp_path / folder / ("omnet_sac.py" if folder == "." else "idea.py")).write_text(script)
+        (tmp_path / folder / "my_nets.py").write_text(f"import os\nGAIN = {gain} + int(os.environ['BONUS'])\n")
     (tmp_path / "broken.py").write_text(SCRIPT.replace("BREAK", "sys.exit('error: it is broken')"))
     results, flags = tmp_path / "runs", {"seeds": 3, "env_ids": ("Pendulum-v1", "Reach-v0")}
     texts = "one/idea.py", "two/idea.py", "one/idea.py --gain 5", "broken.py"
@@ -1472,9 +1558,48 @@ def test_contenders_run_as_processes_and_do_not_mix(tmp_path, monkeypatch, capsy
     folders = {path.name.split("-")[0] for path in results.iterdir() if path.is_dir()}
     assert folders == {"omnet_sac", "idea", "broken"} and len(list(results.glob("idea-*"))) == 3
     assert (results / "compare.md").read_text() in out and (results / "compare.png").stat().st_size > 10_000
-    (tmp_path / "one" / "idea.py").write_text(SCRIPT.replace("BREAK", "").replace("GAIN", "-50"))
+    (tmp_path / "one" / "my_nets.py").write_text("GAIN = -50\n")
     assert compared("one/idea.py", results=results, **flags) == 0
     assert "**one/idea.py against omnet_sac.py: worse; " in capsys.readouterr().out, "not the runs of what it was"
+
+
+@PAPER
+def test_a_run_is_of_its_program_what_that_imports_and_the_module_of_its_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    pendulum = "gymnasium.envs.classic_control:PendulumEnv"
+    files = {
+        "ideas/idea.py": "import torch, omnet_sac, nets.wide as wide\ndef late():\n    from my_nets import SCALE\n",
+        "ideas/my_nets.py": "import idea\n",
+        "ideas/nets/wide.py": "from . import deep\nfrom .blocks import Block\n",  # in a folder that has no __init__.py
+        "ideas/nets/deep.py": "",
+        "ideas/nets/blocks/__init__.py": "Block = 1\n",
+        "my_tasks.py": f"import my_rewards, gymnasium as gym\ngym.register('Mine-v0', '{pendulum}')\n",
+        "my_rewards.py": "",
+    }
+    for name, text in (files | {"ideas/other.py": ""}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    idea = compare.contender("ideas/idea.py")
+    found = {path.resolve() for path in compare.sources(idea.program, "my_tasks:Mine-v0")}
+    assert found == {ROOT / "omnet_sac.py", *(tmp_path / name for name in files)}
+    methods = {ROOT / "omnet_sac.py", *(ROOT / "paper" / name for name in ("baselines.py", "probes.py"))}
+    assert {*compare.sources(compare.contender("redq").program, "Hopper-v4")} == methods
+
+    def run_dir():
+        flags = compare.Flags(contenders=("ideas/idea.py",), env_ids=("my_tasks:Mine-v0",), seeds=1)
+        return compare.contender_runs(flags, [idea], TWENTY_STEPS)[idea.text]["my_tasks:Mine-v0"][0].flags["run_dir"]
+
+    before = run_dir()
+    (tmp_path / "ideas" / "other.py").write_text("x = 1\n")
+    assert run_dir() == before
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "x = 1\n")
+        assert run_dir() != before, name
+        (tmp_path / name).write_text(text)
+    (tmp_path / "ideas" / "my_nets.py").write_text("SCALE = \n")
+    with pytest.raises(UsageError, match="my_nets.py is no Python"):
+        run_dir()
 
 
 @PAPER
