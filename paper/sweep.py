@@ -28,7 +28,7 @@ import tyro
 from ray import cloudpickle
 from tqdm import tqdm
 
-from omnet_sac import Args, UsageError, one_line
+from omnet_sac import Args, UsageError
 from paper.baselines import METHODS, method_args
 from paper.flops import gflop_per_step, reason, script_gflop_per_step, sizes
 
@@ -204,7 +204,7 @@ def stored_flags(folder: Path) -> dict:
     try:
         return dict(json.loads((folder / "args.json").read_text())["args"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder / 'args.json'} does not hold the flags of a run: {one_line(error)}") from None
+        raise UsageError(f"{folder / 'args.json'} does not hold the flags of a run: {error}") from None
 
 
 def last_step(path: Path) -> int:
@@ -284,7 +284,7 @@ def finished_runs(results: Path, method: str, env_id: str, flags: dict) -> list[
                 run = stored["total_timesteps"], path.parent
                 group[stored["seed"]] = max(group.get(stored["seed"], run), run)
         except (UsageError, ValueError, TypeError) as error:
-            print(f"left out: {path.parent}: {one_line(error)}", file=sys.stderr)
+            print(f"left out: {path.parent}: {error}", file=sys.stderr)
     choices = []
     for group in groups.values():
         for shortest, _ in group.values():
@@ -464,8 +464,9 @@ def run_all(runs: list[Run], resources: Resources) -> dict[str, str]:
     total, failed, pending = {run.name: int(run.flags["total_timesteps"]) for run in runs}, {}, {}
     with cluster(resources.ray_address):
         check_node(resources, max(map(memory, runs)))
-        bar = tqdm(total=sum(total.values()), unit="step", dynamic_ncols=True)
-        with bar, gentle_stop(pending):
+        seconds = 0.1 if sys.stderr.isatty() else 60  # between two looks of the bar
+        shape = {"unit": "step", "dynamic_ncols": True, "mininterval": seconds, "maxinterval": max(10, seconds)}
+        with tqdm(total=sum(total.values()), **shape) as bar, gentle_stop(pending):
             given = Path.cwd(), environment()
             pending |= {execute.options(**options, memory=memory(run)).remote(run, *given): run for run in runs}
             while pending:
@@ -511,6 +512,10 @@ def one_sentence() -> Iterator[None]:
     """What a user can mend, or has asked for by Ctrl-C or SIGTERM, ends in one sentence and an exit code."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
