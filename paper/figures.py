@@ -565,7 +565,7 @@ def draw_maze(results: Results) -> str:
 def draw_streams(results: Results) -> str:
     """Of each variant, runs whose masks followed from the weights' random numbers, beside those of today: a panel with
     two curves. Returns the table."""
-    (env_id,), rows, seeds = results.tasks(), [], []
+    (env_id, *_), rows, seeds = results.tasks(), [], []
     fig, axes = panels(results.variants)
     before = Results(results.name, replace(results.flags, results=results.root / "earlier_streams"), results.words)
     for axis, (title, variant) in zip(axes[0], results.variants.items()):

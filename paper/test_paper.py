@@ -1153,6 +1153,8 @@ def test_every_figure_is_drawn_from_raw_files(tmp_path, capsys, monkeypatch):
                 args = dataclasses.replace(args, env_id=figure.paper[0], run_dir=tmp_path / variant.name)
                 if not omnet_sac.run_folder(args).exists():
                     write_run(omnet_sac.run_folder(args), returns, args, **files)
+    for name in ("omnet_sac", "omnet_sac__num_subnets_1"):
+        shutil.copytree(tmp_path / name, tmp_path / "earlier_streams" / name)
     for name in figures.FIGURES:
         figures.main(figures.Flags((name,), results=tmp_path))
         table = (tmp_path / "figures" / f"{name}.md").read_text()
