@@ -217,6 +217,7 @@ class ReplayBuffer:
 
 # Entropy targets of MBPO and REDQ; other tasks have -dim(A).
 TARGET_ENTROPY = {"Hopper": -1.0, "HalfCheetah": -3.0, "Walker2d": -3.0, "Ant": -4.0, "Humanoid": -2.0}
+METRICS = "critic_loss", "q_value", "actor_loss", "entropy", "alpha"
 
 
 class OMNetSAC(nn.Module):
@@ -321,10 +322,8 @@ class OMNetSAC(nn.Module):
                 fresh_noise = torch.empty_like(noise[0]).normal_(generator=generator)
                 critic_metrics = critic_metrics.clone()  # what a CUDA graph returns, the next graph overwrites
                 actor_metrics = self.actor_step(obs, mask, all_masks, fresh_noise).clone()
-        metrics = dict(zip(("critic_loss", "q_value"), critic_metrics.tolist()))
-        if actor_metrics is not None:
-            metrics |= zip(("actor_loss", "entropy", "alpha"), actor_metrics.tolist())
-        return metrics
+        metrics = critic_metrics if actor_metrics is None else torch.cat([critic_metrics, actor_metrics])
+        return dict(zip(METRICS, metrics.tolist()))  # the one wait for a GPU
 
     def act(self, obs: np.ndarray, subnet: int, generator=None, deterministic: bool = False) -> np.ndarray:
         """Action (A,) of actor subnetwork `subnet` at obs (O,); deterministic: tanh of the mean."""
@@ -578,6 +577,8 @@ def check_env(args: Args) -> tuple[int, int]:
                 next(play(other, 2))  # as an evaluation in the midst of an episode
         if not all(map(np.array_equal, chain(*first), chain(*again))):
             print(f"{args.env_id} does not follow its seeds: no run of it can be repeated or resumed exactly")
+        if env.spec.max_episode_steps is None:
+            print(f"{args.env_id} has no time limit: if its episodes may not end, set --max-episode-steps")
         return sizes(args, env)
 
 
@@ -715,7 +716,8 @@ def restore(folder: Path, agent: OMNetSAC, buffer: ReplayBuffer, rng: np.random.
             raise ValueError("its checksum is another one")
         file.truncate(4 * width * buffer.added)
     for path in folder.glob("*.csv"):
-        path.unlink()
+        if path.name not in state["csv"]:  # begun since then
+            path.replace(path.with_suffix(".csv.old"))
     for name, text in state["csv"].items():
         (folder / name).write_text(text)
     rng.bit_generator.state = state["rng"]

@@ -1601,7 +1601,7 @@ def test_a_checkpoint_costs_what_is_new_and_a_resume_no_second_copy_of_the_rows(
         assert peak(omnet_sac.save_checkpoint, tmp_path, about, agent, buffer, rng, 0.0) < 10
     assert (tmp_path / "checkpoint.pt").stat().st_size < 300_000
     again = ReplayBuffer(16 * 4096, 125, 1, "cpu")
-    assert peak(omnet_sac.restore, tmp_path, agent, again, rng) < 1.1 * 66.6 + 10
+    assert peak(omnet_sac.restore, tmp_path, agent, again, rng) < 20  # the rows themselves are there already
     assert torch.equal(again.rows, buffer.rows) and again.crc == buffer.crc
 
 
@@ -1636,7 +1636,7 @@ def test_a_default_given_on_the_command_line_is_given(done):
     edit(lambda state: state["about"]["args"].update(stored), done)
     for words in ("--sparsity 0.5", "--sparsity=0.5", "--num_subnets 5", "--no-dynamic-masks", "--actor-subnets"):
         for how in ("--resume", "--evaluate"):
-            with pytest.raises(UsageError, match="may be given here"):
+            with pytest.raises(UsageError, match="may be words here"):
                 parse(Args(), [how, str(done), *words.split()])
             parse(Args(), [how, str(done), "--sparsity", "0.3"])
 
