@@ -135,8 +135,7 @@ class OMNet(nn.Module):
         self.theta = nn.Parameter(theta, requires_grad=False)
         self.register_buffer("density", torch.cat(density).to(theta.device), persistent=False)  # P(m = 1), (n,)
         self.register_buffer("masks", self.draw(num_subnets, generator))
-        self.dynamic = dynamic
-        self.batched = theta.device.type != "cpu"  # on a CPU one subnetwork after another stays in the cache
+        self.dynamic, self.batched = dynamic, theta.device.type != "cpu"  # a CPU's cache holds but one at a time
 
     def draw(self, k: int, generator=None) -> torch.Tensor:
         """k new masks (k, n), m ~ Bernoulli(1 - S); uint8, since reading them costs more than the product."""
