@@ -1558,9 +1558,12 @@ def test_contenders_run_as_processes_and_do_not_mix(tmp_path, monkeypatch, capsy
     assert compared(*texts, results=results, **flags) == 1
     out, err = capsys.readouterr()
     assert err.count("it is broken") >= 6 and "broken.py: no run has finished" in out
-    assert "**one/idea.py against omnet_sac.py: better; probability of improvement 1.00 [1.00, 1.00], 3 seeds" in out
+    assert (
+        "**one/idea.py against omnet_sac.py: better; probability of improvement 1.00 [0.63, 1.00], p = 0.005, 3 seeds"
+        in out
+    )
     assert "**two/idea.py against omnet_sac.py: worse; " in out and "these are left out of the score" in out
-    assert "| one/idea.py --gain 5 | 3 | 17 [16, 18] | 17 [16, 18] | 1.00 [1.00, 1.00] | 1.00 | 1.00 |" in out
+    assert "| one/idea.py --gain 5 | 3 | 17 [15, 19] | 17 [15, 19] | 1.00 [0.45, 1.00], p = 0.1 | 1.00 | 1.00 |" in out
     folders = {path.name.split("-")[0] for path in results.iterdir() if path.is_dir()}
     assert folders == {"omnet_sac", "idea", "broken"} and len(list(results.glob("idea-*"))) == 3
     assert (results / "compare.md").read_text() in out and (results / "compare.png").stat().st_size > 10_000
@@ -1653,7 +1656,10 @@ def test_the_scale_of_a_comparison_is_the_repositorys_own_sac_and_redq(tmp_path,
         compare.main(flags, list(words))
     out = capsys.readouterr().out
     assert not exit.value.code and "| omnet_sac.py | 0.50 [0.50, 0.50] |  | 1.00 | 1.00 |" in out
-    assert "| sin-sac | 1.50 [1.50, 1.50] | 1.00 [1.00, 1.00] |" in out and "| REDQ, reference | 1 | 200 | 200 |" in out
+    assert (
+        "| sin-sac | 1.50 [1.50, 1.50] | 1.00 [0.30, 1.00], p = 0.33 |" in out
+        and "| REDQ, reference | 1 | 200 | 200 |" in out
+    )
     assert before == {path: path.read_bytes() for path in (tmp_path / "paper").rglob("*") if path.is_file()}
 
 
