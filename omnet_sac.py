@@ -9,31 +9,28 @@ masks. Their disagreement replaces the ten critics of REDQ: the TD target is the
 """
 
 import copy
-import dataclasses
-import difflib
-import hashlib
+import importlib
 import json
 import math
-import operator
 import os
-import pickle
-import platform
+import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-import typing
 import warnings
+import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib import metadata
+from itertools import chain, islice
 from pathlib import Path
-from typing import ClassVar, Literal, TextIO
+from typing import BinaryIO, ClassVar, Literal
 
 import filelock
 import gymnasium as gym
@@ -42,11 +39,8 @@ import psutil
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import typeguard
 import tyro
 from torch.func import functional_call, grad_and_value
-from torch.nn.utils import parametrizations, parametrize
-from torch.utils._pytree import tree_map
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -85,7 +79,7 @@ class Args:
     compile: bool = True  # compile the updates; without a C++ compiler the run says so and goes on eagerly
     track: bool = False  # log to Weights & Biases as well (pip install wandb)
     capture_video: bool = False  # record the first episode of each evaluation in the run folder, videos/
-    checkpoint_interval: int = 10_000  # environment steps after which the next episode end writes a checkpoint
+    checkpoint_interval: int = 1_000  # environment steps after which the next episode end writes a checkpoint
     resume: Path | None = None  # run folder to go on with, exactly, by the flags stored in it
     evaluate: Path | None = None  # run folder to evaluate: eval-episodes episodes, returns per subnetwork
     run_dir: Path = Path("runs")  # where the run folder <env-id>__omnet_sac__<seed> is made
@@ -93,24 +87,18 @@ class Args:
 
 def mlp(in_dim: int, out_dim: int, hidden_dim: int) -> nn.Sequential:
     """Two hidden layers, each Linear, LayerNorm, ReLU (Section 4.1); Xavier-uniform weights, zero biases."""
-    net = nn.Sequential(
-        *(nn.Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU()),
-        *(nn.Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU()),
-        nn.Linear(hidden_dim, out_dim),
-    )
-    for layer in net.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return net
+    net = OrderedDict(input=nn.Linear(in_dim, hidden_dim), norm_1=nn.LayerNorm(hidden_dim), relu_1=nn.ReLU())
+    net.update(hidden=nn.Linear(hidden_dim, hidden_dim), norm_2=nn.LayerNorm(hidden_dim), relu_2=nn.ReLU())
+    net.update(output=nn.Linear(hidden_dim, out_dim))
+    for layer in net["input"], net["hidden"], net["output"]:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(net)
 
 
-NORMALISATION = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-
-
-# Every random number of a run comes from np.random.SeedSequence(seed): one child of it for each of these names; what is
-# done again (an evaluation, a reset) takes a child of that child. Two torch generators with one seed would give the
-# same numbers: masks drawn by one would be the signs of the weights drawn by the other.
+# Every random number of a run comes from one root, np.random.SeedSequence(seed): each name here has a child of it, what
+# is done again (an evaluation, a reset) a child of that. With one seed for two, torch's generators would give the same
+# numbers: masks drawn by one would be the signs of the weights drawn by the other.
 STREAMS = "weights", "masks", "updates", "acting", "episodes", "evaluation", "probes"
 
 
@@ -125,102 +113,51 @@ def torch_generator(rng: np.random.Generator, device="cpu") -> torch.Generator:
 
 
 class OMNet(nn.Module):
-    """N subnetworks theta * m_i inside one network `net`, which may be any nn.Module (Section 3.1).
+    """N subnetworks theta * m_i inside one network `net`, of one input and one output (Section 3.1).
 
-        omnet = OMNet(MyNet(), num_subnets=5, sparsity=0.5)
-        i = omnet.select(steps=1, k=2)[0]  # two different subnetworks
-        outputs = omnet(omnet.theta, i, x)  # MyNet's outputs at x, stacked along a new first dimension of 2
-
-    `theta` (n,) is all trainable parameters of `net` in one vector, `masks` (N, n) the fixed masks, each entry 1 with
-    probability 1 - sparsity. Modules in `unmasked`, given as types or as names in `net`, keep all their parameters:
-    without its gain a unit is gone. So do scalars that are no bias. Buffers and frozen parameters are constants.
-    `i` says which subnetworks: indices (k,) of masks, or masks (k, n) themselves. With `dynamic`, `select` draws new
-    masks: N = infinity (Section 4.6). Raises ValueError for a `net` whose layers keep state of their own, and for
-    names in `unmasked` that it does not have.
+    `theta` (n,) is all parameters of `net` in one vector, `masks` (N, n) the fixed masks, each entry 1 with probability
+    1 - sparsity. Parameters of normalisation layers and of the submodules named in `dense` are in every subnetwork:
+    without its gain a unit is gone. With `dynamic`, `sample` draws new masks: N = infinity (Section 4.6). Raises
+    ValueError for a layer that keeps running statistics, AttributeError for a name in `dense` that `net` has not.
     """
 
-    def __init__(self, net, num_subnets: int, sparsity: float, generator=None, dynamic=False, unmasked=NORMALISATION):
+    def __init__(self, net: nn.Module, num_subnets: int, sparsity: float, generator=None, dynamic=False, dense=()):
         super().__init__()
-        refuse_state(net)
-        params = {name: param for name, param in net.named_parameters() if param.requires_grad}
-        self.shapes = {name: param.shape for name, param in params.items()}
-        self.theta = nn.Parameter(torch.cat([p.detach().flatten() for p in params.values()]), requires_grad=False)
-        self.net = (net,)  # a tuple hides it from nn.Module: it lends its structure alone
-        constants = dict(net.named_buffers()) | {k: p for k, p in net.named_parameters() if k not in params}
-        self.constants = {name: f"net/{name.replace('.', '/')}" for name in constants}
-        for name, tensor in constants.items():
-            self.register_buffer(self.constants[name], tensor.detach().clone())
-
-        dense = dense_parameters(net, unmasked)
-        p_one = [torch.full((p.numel(),), 1.0 if p in dense else 1 - sparsity) for p in params.values()]
-        self.register_buffer("p_one", torch.cat(p_one).to(self.theta.device), persistent=False)  # P(m = 1) (n,)
+        if any(getattr(module, "running_mean", None) is not None for module in net.modules()):
+            raise ValueError("a layer keeps running statistics, which the subnetworks would share: use LayerNorm")
+        norms = nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase
+        dense = [m for m in net.modules() if isinstance(m, norms)] + [net.get_submodule(name) for name in dense]
+        dense = {param for module in dense for param in module.parameters()}
+        density = [torch.full((p.numel(),), 1.0 if p in dense else 1 - sparsity) for p in net.parameters()]
+        theta = torch.cat([param.detach().flatten() for param in net.parameters()])
+        self.shapes = {name: param.shape for name, param in net.named_parameters()}
+        self.call = partial(functional_call, net)  # `net` lends its structure alone
+        self.theta = nn.Parameter(theta, requires_grad=False)
+        self.register_buffer("density", torch.cat(density).to(theta.device), persistent=False)  # P(m = 1), (n,)
         self.register_buffer("masks", self.draw(num_subnets, generator))
-        self.dynamic = dynamic
-        self.recurrent = any(isinstance(module, nn.RNNBase) for module in net.modules())
-
-    @property
-    def batched(self) -> bool:
-        """Whether several subnetworks are one batched product; on a CPU one after another stays in the cache."""
-        return self.theta.device.type != "cpu" and not self.recurrent  # which vmap does not know
+        self.dynamic, self.batched = dynamic, theta.device.type != "cpu"  # a CPU's cache holds but one at a time
 
     def draw(self, k: int, generator=None) -> torch.Tensor:
         """k new masks (k, n), m ~ Bernoulli(1 - S); uint8, since reading them costs more than the product."""
-        return torch.bernoulli(self.p_one.expand(k, -1), generator=generator).to(torch.uint8)
+        return torch.bernoulli(self.density.expand(k, -1), generator=generator).to(torch.uint8)
 
-    def select(self, steps: int, k: int, generator=None) -> torch.Tensor:
-        """Per step k different subnetworks, chosen uniformly: i (steps, min(k, N)); if dynamic, masks (steps, k, n)."""
+    def sample(self, steps: int, k: int, generator=None) -> torch.Tensor:
+        """Per step the masks (steps, min(k, N), n) of different subnetworks, chosen uniformly."""
         if self.dynamic:
             return self.draw(steps * k, generator).view(steps, k, -1)
-        return torch.rand(steps, len(self.masks), generator=generator, device=self.masks.device).argsort(1)[:, :k]
+        order = torch.rand(steps, len(self.masks), generator=generator, device=self.masks.device).argsort(1)
+        return self.masks[order[:, :k]]
 
-    def forward(self, theta: torch.Tensor, i: torch.Tensor, *inputs):
-        """The outputs (k, ...) of the subnetworks f_{theta * m_i}(*inputs); tuples and dicts keep their form."""
-        masks = self.masks[i] if i.dim() == 1 else i
+    def forward(self, theta: torch.Tensor, masks: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The outputs (k, ...) of the subnetworks f_{theta * m}(x) with these masks (k, n)."""
         if self.batched and len(masks) > 1:
-            return torch.vmap(lambda theta_i: self.subnet(theta_i, *inputs), randomness="different")(theta * masks)
-        outputs = [self.subnet(theta * mask, *inputs) for mask in masks]
-        return tree_map(lambda *tensors: torch.stack(tensors), *outputs)
+            return torch.vmap(self.subnet, (0, None))(theta * masks, x)
+        return torch.stack([self.subnet(theta * mask, x) for mask in masks])
 
-    def subnet(self, theta: torch.Tensor, *inputs):
-        """f_theta(*inputs): `net` with the entries of the vector theta (n,) as its parameters."""
+    def subnet(self, theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """f_theta(x): `net` with the entries of the vector theta (n,) as its parameters."""
         views = theta.split([shape.numel() for shape in self.shapes.values()])
-        params = {name: view.view(shape) for view, (name, shape) in zip(views, self.shapes.items())}
-        constants = {name: getattr(self, key) for name, key in self.constants.items()}
-        return functional_call(self.net[0], params | constants, inputs)
-
-    def train(self, mode: bool = True) -> nn.Module:
-        """As nn.Module's, for the hidden network too."""
-        self.net[0].train(mode)
-        return super().train(mode)
-
-
-def dense_parameters(net: nn.Module, unmasked: tuple[type | str, ...]) -> set[nn.Parameter]:
-    """The parameters of `net` that masks leave alone, see OMNet. Raises ValueError for a name that is not in `net`."""
-    kinds, names = (tuple(which for which in unmasked if isinstance(which, of)) for of in (type, str))
-    biases = {m.bias for m in net.modules() if isinstance(m, (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd))}
-    dense = {param for param in net.parameters() if param.numel() == 1} - biases
-    for module in net.modules():
-        if isinstance(module, kinds):
-            dense |= set(module.parameters())
-        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], parametrizations._WeightNorm):
-            dense.add(module.original0)  # weight normalisation's gains
-    named = dict(net.named_modules()) | dict(net.named_parameters(remove_duplicate=False))
-    for name in names:
-        if name not in named:
-            raise ValueError(f"unmasked: there is no {name} in {', '.join(filter(None, named))}")
-        dense |= {named[name]} if isinstance(named[name], nn.Parameter) else set(named[name].parameters())
-    return dense
-
-
-def refuse_state(net: nn.Module) -> None:
-    """Raises ValueError for layers whose state the subnetworks would share, and spoil for each other."""
-    for name, module in net.named_modules():
-        if getattr(module, "running_mean", None) is not None:
-            raise ValueError(f"{name} keeps running statistics: use LayerNorm, or track_running_stats=False")
-        stateful = isinstance(module, parametrize.ParametrizationList) and any(True for _ in module.buffers())
-        old = any(type(hook).__module__.startswith("torch.nn.utils") for hook in module._forward_pre_hooks.values())
-        if stateful or old:
-            raise ValueError(f"{name} has a parametrisation with a state: use parametrizations.weight_norm, or none")
+        return self.call({name: view.view(shape) for view, (name, shape) in zip(views, self.shapes.items())}, (x,))
 
 
 class Adam(nn.Module):
@@ -247,12 +184,12 @@ class Adam(nn.Module):
 class ReplayBuffer:
     """Ring of transitions, one float32 row each: obs, action, reward, next_obs, terminated, truncated.
 
-    So a minibatch is one gather, and the critic's input (obs, action) is a slice of it.
+    So a minibatch is one gather. An open `file` gets all rows of a run, one by one, of which the ring keeps the last.
     """
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str, added: int = 0):
         self.rows = torch.zeros(capacity, 2 * obs_dim + action_dim + 3, device=device)
-        self.added = added
+        self.added, self.crc, self.file = added, 0, None
 
     def __len__(self) -> int:
         return min(self.added, len(self.rows))
@@ -261,20 +198,20 @@ class ReplayBuffer:
         """Stores a transition, over the oldest one when full; values bootstrap through `truncated`."""
         row = obs, action, [reward], next_obs, [terminated, truncated]
         row = np.concatenate(row, dtype=np.float32, casting="unsafe")
-        self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
-        self.added += 1
+        self.extend(row[None])
+        if self.file:
+            self.file.write(row)
+
+    def extend(self, rows: np.ndarray) -> None:
+        """Stores rows (k, width), k at most the capacity; `crc` is the CRC-32 of all rows that were ever stored."""
+        index = torch.arange(self.added, self.added + len(rows), device=self.rows.device) % len(self.rows)
+        self.rows[index] = torch.from_numpy(rows).to(self.rows.device)
+        self.added, self.crc = self.added + len(rows), zlib.crc32(rows, self.crc)
 
     def sample(self, num_batches: int, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         """Minibatches (num_batches, batch_size, width), drawn uniformly with replacement."""
         index = torch.randint(len(self), (num_batches * batch_size,), generator=generator, device=self.rows.device)
         return self.rows.index_select(0, index).view(num_batches, batch_size, -1)
-
-    def state_dict(self) -> dict:
-        """The rows in use; on a CPU not a copy, so that a checkpoint needs no more memory."""
-        return {"rows": torch.from_numpy(self.rows[: len(self)].cpu().numpy()), "added": self.added}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.rows[: len(state["rows"])], self.added = state["rows"], operator.index(state["added"])
 
 
 # Entropy targets of MBPO and REDQ; other tasks have -dim(A).
@@ -287,7 +224,7 @@ class OMNetSAC(nn.Module):
 
     def __init__(self, args: Args, obs_dim: int, action_dim: int):
         super().__init__()
-        self.args, self.obs_dim, self.action_dim = args, obs_dim, action_dim
+        self.args, self.obs_dim, self.action_dim, self.gradient_steps = args, obs_dim, action_dim, 0
         generators = (torch_generator(stream(args.seed, name), args.device) for name in STREAMS[1:4])
         self.mask_generator, self.generator, self.act_generator = generators
         torch.manual_seed(int(stream(args.seed, "weights").integers(2**31)))  # torch's layers draw from the global one
@@ -297,128 +234,117 @@ class OMNetSAC(nn.Module):
         self.critic_adam = Adam(self.critic.theta, args.learning_rate)
         self.actor_adam = Adam(self.actor.theta, args.learning_rate)
         self.alpha_adam = Adam(self.log_alpha, args.learning_rate)
-        task = args.env_id.split(":")[-1].rsplit("-v", 1)[0]
-        default = TARGET_ENTROPY.get(task, -float(action_dim))
+        default = TARGET_ENTROPY.get(args.env_id.split(":")[-1].split("-v")[0], -float(action_dim))
         target_entropy = default if args.target_entropy is None else args.target_entropy
         for name, value in (("gamma", args.gamma), ("tau", args.tau), ("target_entropy", target_entropy)):
             self.register_buffer(name, self.log_alpha.new_tensor(value))  # a tensor, as a compiled step freezes numbers
-        self.gradient_steps = 0
 
     def make_networks(self) -> tuple[OMNet, OMNet]:
         """The critic, (O + A) to 1, and the actor, (O) to means and log stds (2 A)."""
         args = self.args
         critic = mlp(self.obs_dim + self.action_dim, 1, args.hidden_dim).to(args.device)
         actor = mlp(self.obs_dim, 2 * self.action_dim, args.hidden_dim).to(args.device)
-        omnet = partial(OMNet, generator=self.mask_generator, dynamic=args.dynamic_masks)
-        critic = omnet(critic, args.num_subnets, args.sparsity, unmasked=self.unmasked("critic"))
-        if not args.actor_subnets:
-            return critic, OMNet(actor, 1, 0.0)
-        return critic, omnet(actor, args.num_subnets, args.sparsity, unmasked=self.unmasked("actor"))
-
-    def unmasked(self, network: str) -> tuple[type | str, ...]:
-        """What masks leave alone in `network`, which is "critic" or "actor"; see OMNet."""
-        ends = ("0",) * (not self.args.mask_input) + ("6",) * (not self.args.mask_output)  # their names in mlp
-        return *NORMALISATION, *ends
+        dense = ("input",) * (not args.mask_input) + ("output",) * (not args.mask_output)
+        omnet = partial(OMNet, generator=self.mask_generator, dynamic=args.dynamic_masks, dense=dense)
+        critic = omnet(critic, args.num_subnets, args.sparsity)
+        return critic, omnet(actor, args.num_subnets, args.sparsity) if args.actor_subnets else OMNet(actor, 1, 0.0)
 
     @property
     def num_actor_subnets(self) -> int:
         """Actor subnetworks that can be told apart: N, but 1 for a plain actor and for dynamic masks."""
         return 1 if self.actor.dynamic else len(self.actor.masks)
 
-    def policy(self, phi, i, obs, noise) -> tuple[torch.Tensor, torch.Tensor]:
+    def policy(self, phi, mask, obs, noise) -> tuple[torch.Tensor, torch.Tensor]:
         """Action (B, A) in [-1, 1] and its log-probability (B,) at obs (B, O): a Gaussian squashed by tanh."""
-        mean, log_std = self.actor(phi, i, obs)[0].chunk(2, dim=-1)
+        mean, log_std = self.actor(phi, mask, obs)[0].chunk(2, dim=-1)
         log_std = log_std.clamp(-20, 2)
         u = mean + log_std.exp() * noise
         log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
         log_det = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2), exact for large |u|
         return u.tanh(), (log_normal - log_det).sum(-1)
 
-    def q_value(self, theta, i, obs_action) -> torch.Tensor:
-        """Q-values (k, B) of k critic subnetworks at obs_action (B, O + A)."""
-        return self.critic(theta, i, obs_action).squeeze(-1)
+    def q_value(self, theta, masks, obs_action) -> torch.Tensor:
+        """Q-values (k, B) of the critic subnetworks with these masks (k, n) at obs_action (B, O + A)."""
+        return self.critic(theta, masks, obs_action).squeeze(-1)
 
-    def td_target(self, batch, i_target, i_next, noise) -> torch.Tensor:
+    def td_target(self, reward, next_obs, terminated, two_masks, actor_mask, noise) -> torch.Tensor:
         """Eq. (4): r + gamma (minimum over two target subnetworks, at an action of actor subnetwork i''), (B,)."""
-        end = self.obs_dim + self.action_dim
-        reward, next_obs, terminated = batch[:, end], batch[:, end + 1 : -2], batch[:, -2]
-        next_action, next_log_pi = self.policy(self.actor.theta, i_next, next_obs, noise)
-        next_q = self.q_value(self.theta_target, i_target, torch.cat([next_obs, next_action], -1)).amin(0)
+        next_action, next_log_pi = self.policy(self.actor.theta, actor_mask, next_obs, noise)
+        next_q = self.q_value(self.theta_target, two_masks, torch.cat([next_obs, next_action], -1)).amin(0)
         next_value = next_q - self.log_alpha.exp() * next_log_pi
         return reward + self.gamma * (1 - terminated) * next_value
 
-    def critic_loss(self, theta, i, obs_action, target) -> tuple[torch.Tensor, torch.Tensor]:
-        """Eq. (4): the squared error of critic subnetwork i; beside it, its mean Q-value."""
-        q = self.q_value(theta, i, obs_action)  # (1, B)
+    def critic_loss(self, theta, mask, obs_action, target) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eq. (4): the squared error of one critic subnetwork; beside it, its mean Q-value."""
+        q = self.q_value(theta, mask, obs_action)  # (1, B)
         assert q.shape[1:] == target.shape == obs_action.shape[:1]
         return (q - target).square().mean(1).sum(), q.mean()
 
-    def critic_step(self, batch, i, i_target, i_next, noise) -> torch.Tensor:
-        """A step on critic subnetwork i, then one of the target. Returns loss and mean Q (2,)."""
-        obs_action, target = batch[:, : self.obs_dim + self.action_dim], self.td_target(batch, i_target, i_next, noise)
-        grad, metrics = grad_and_value(self.critic_loss, has_aux=True)(self.critic.theta, i, obs_action, target)
+    def critic_step(self, batch, mask, two_masks, actor_mask, noise) -> torch.Tensor:
+        """A step on one critic subnetwork, then one of the target. Returns loss and mean Q (2,)."""
+        widths = self.obs_dim + self.action_dim, 1, self.obs_dim, 1, 1
+        obs_action, reward, next_obs, terminated, _ = batch.split(widths, dim=-1)
+        target = self.td_target(reward[:, 0], next_obs, terminated[:, 0], two_masks, actor_mask, noise)
+        grad, metrics = grad_and_value(self.critic_loss, has_aux=True)(self.critic.theta, mask, obs_action, target)
         self.critic_adam.step(self.critic.theta, grad)
         self.theta_target.lerp_(self.critic.theta, self.tau)
         return torch.stack(metrics)
 
-    def actor_loss(self, phi, i, i_critic, obs, noise) -> tuple[torch.Tensor, torch.Tensor]:
-        """Eq. (5): minus the mean of all critic subnetworks at actor subnetwork i's action; beside it, the entropy."""
-        action, log_pi = self.policy(phi, i, obs, noise)
-        q = self.q_value(self.critic.theta, i_critic, torch.cat([obs, action], -1)).mean(0)
+    def actor_loss(self, phi, mask, all_masks, obs, noise) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eq. (5): minus the mean of all critic subnetworks at an actor subnetwork's action; beside it, the entropy."""
+        action, log_pi = self.policy(phi, mask, obs, noise)
+        q = self.q_value(self.critic.theta, all_masks, torch.cat([obs, action], -1)).mean(0)
         return (self.log_alpha.exp() * log_pi - q).mean(), -log_pi.mean()
 
-    def actor_step(self, obs, i, i_critic, noise) -> torch.Tensor:
-        """A step on actor subnetwork i, then one of alpha. Returns loss, entropy, alpha (3,)."""
-        alpha = self.log_alpha.exp()
-        grad, (loss, entropy) = grad_and_value(self.actor_loss, has_aux=True)(self.actor.theta, i, i_critic, obs, noise)
+    def actor_step(self, obs, mask, all_masks, noise) -> torch.Tensor:
+        """A step on one actor subnetwork, then one of alpha. Returns loss, entropy, alpha (3,)."""
+        alpha, loss_and_grad = self.log_alpha.exp(), grad_and_value(self.actor_loss, has_aux=True)
+        grad, (loss, entropy) = loss_and_grad(self.actor.theta, mask, all_masks, obs, noise)
         self.actor_adam.step(self.actor.theta, grad)
         self.alpha_adam.step(self.log_alpha, entropy - self.target_entropy)
         return torch.stack([loss, entropy, alpha])
 
     def update(self, buffer: ReplayBuffer) -> dict[str, float]:
         """The gradient steps of one environment step; draws all their random numbers, the steps draw none."""
-        args, generator, steps, metrics = self.args, self.generator, self.args.replay_ratio, {}
+        args, generator, steps, actor_metrics = self.args, self.generator, self.args.replay_ratio, None
         batches = buffer.sample(steps, args.batch_size, generator)
-        i = self.critic.select(steps, 1, generator)  # the subnetwork to update
-        i_target = self.critic.select(steps, 2, generator)  # i'_1 and i'_2
-        i_next = self.actor.select(steps, 1, generator)  # i''
+        mask = self.critic.sample(steps, 1, generator)  # of the subnetwork i to update
+        two_masks = self.critic.sample(steps, 2, generator)  # of i'_1 and i'_2
+        actor_mask = self.actor.sample(steps, 1, generator)  # of i''
         noise = torch.randn(steps, args.batch_size, self.action_dim, generator=generator, device=args.device)
-        for inputs in zip(batches, i, i_target, i_next, noise):
-            metrics["critic"] = self.critic_step(*inputs)
+        for inputs in zip(batches, mask, two_masks, actor_mask, noise):
+            critic_metrics = self.critic_step(*inputs)
             self.gradient_steps += 1
             if self.gradient_steps % args.policy_delay == 0:
-                obs = inputs[0][:, : self.obs_dim]
-                i_actor = self.actor.select(1, 1, generator)[0]
-                i_all = self.critic.select(1, args.num_subnets, generator)[0]
+                obs, mask = inputs[0][:, : self.obs_dim], self.actor.sample(1, 1, generator)[0]
+                all_masks = self.critic.sample(1, args.num_subnets, generator)[0]
                 fresh_noise = torch.empty_like(noise[0]).normal_(generator=generator)
-                metrics["critic"] = metrics["critic"].clone()  # what a CUDA graph returns, the next graph overwrites
-                metrics["actor"] = self.actor_step(obs, i_actor, i_all, fresh_noise).clone()
-        return dict(zip(METRICS, torch.cat(list(metrics.values())).tolist()))  # the one wait for a GPU
+                critic_metrics = critic_metrics.clone()  # what a CUDA graph returns, the next graph overwrites
+                actor_metrics = self.actor_step(obs, mask, all_masks, fresh_noise).clone()
+        metrics = critic_metrics if actor_metrics is None else torch.cat([critic_metrics, actor_metrics])
+        return dict(zip(METRICS, metrics.tolist()))  # the one wait for a GPU
 
     def act(self, obs: np.ndarray, subnet: int, generator=None, deterministic: bool = False) -> np.ndarray:
         """Action (A,) of actor subnetwork `subnet` at obs (O,); deterministic: tanh of the mean."""
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device)
-        generator = generator or self.act_generator
+        generator, obs = generator or self.act_generator, torch.as_tensor(obs, dtype=torch.float32)
         noise = torch.randn(self.action_dim, generator=generator, device=self.args.device)
-        i = self.actor.draw(1, generator) if self.actor.dynamic else self.actor.masks[subnet : subnet + 1]
-        return self.act_step(i, obs, noise * (not deterministic)).cpu().numpy()
+        mask = self.actor.draw(1, generator) if self.actor.dynamic else self.actor.masks[subnet : subnet + 1]
+        return self.act_step(mask, obs.to(self.args.device), noise * (not deterministic)).cpu().numpy()
 
-    def act_step(self, i, obs, noise) -> torch.Tensor:
+    def act_step(self, mask, obs, noise) -> torch.Tensor:
         """What `act` does on the device: the action (A,)."""
-        return self.policy(self.actor.theta, i, obs, noise)[0]
+        return self.policy(self.actor.theta, mask, obs, noise)[0]
 
     def get_extra_state(self) -> dict:
         """What a resume needs beyond the tensors; nn.Module puts it into the state dict."""
-        states = {"generator": self.generator.get_state(), "act_generator": self.act_generator.get_state()}
-        return states | {"gradient_steps": self.gradient_steps}
+        states = [generator.get_state() for generator in (self.generator, self.act_generator)]
+        return {"generators": states, "gradient_steps": self.gradient_steps}
 
     def set_extra_state(self, state: dict) -> None:
-        if len(state["generator"]) == len(self.generator.get_state()):
-            self.generator.set_state(state["generator"].cpu())
-            self.act_generator.set_state(state["act_generator"].cpu())
-        else:  # of another kind of device
-            print("the random numbers of the other device cannot be continued: from here on not the exact same run")
-        self.gradient_steps = operator.index(state["gradient_steps"])
+        self.gradient_steps = state["gradient_steps"]
+        for generator, saved in zip((self.generator, self.act_generator), state["generators"]):
+            if len(saved) == len(generator.get_state()):  # else of another kind of device, and begun afresh
+                generator.set_state(saved.cpu())
 
 
 def compile_steps(agent: OMNetSAC) -> None:
@@ -426,7 +352,7 @@ def compile_steps(agent: OMNetSAC) -> None:
     options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}  # every call has the same shapes
     on_gpu = torch.device(agent.args.device).type == "cuda"
     options |= {"triton.cudagraphs": True, "deterministic": True} if on_gpu else {"cpp_wrapper": True}
-    steps = ("critic_step", "actor_step", "act_step") if on_gpu else ("critic_step", "actor_step")
+    steps = ("critic_step", "actor_step") + ("act_step",) * on_gpu
     calls = 3 if on_gpu else 1  # a CUDA graph is recorded by the second call and first replayed by the third
     torch.empty(2**25 - 2**14, dtype=torch.uint8)  # having freed it, glibc gives no memory back: 7% faster
     print("compiling the update ...", end=" ", flush=True)
@@ -436,175 +362,237 @@ def compile_steps(agent: OMNetSAC) -> None:
         for name in steps:
             flags = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": dict(options)}
             setattr(agent, name, torch.compile(getattr(agent, name), **flags))
+        buffer = ReplayBuffer(1, agent.obs_dim, agent.action_dim, agent.args.device, added=1)
         with warnings.catch_warnings(action="ignore"):  # else a signal in the midst of it shows torch's own stack
             for _ in range(calls * math.ceil(agent.args.policy_delay / agent.args.replay_ratio)):
-                agent.update(ReplayBuffer(1, agent.obs_dim, agent.action_dim, agent.args.device, added=1))
+                agent.update(buffer)
                 agent.act(np.zeros(agent.obs_dim), 0)
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
     except Exception as error:  # of a compiler, its cache or a capture, which raise all kinds
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # eager torch.func asks for one too
         for name in steps:
             vars(agent).pop(name, None)
-        print(f"not possible here, the run goes on without, more slowly: {first_line(error)}", flush=True)
+        print(f"not possible here, the run goes on without, more slowly: {one_line(error)}", flush=True)
     agent.load_state_dict(state)
 
 
-class UsageError(Exception):
-    """Arguments that cannot work, in a sentence that says what to do. Exit code 2."""
+def episode(env: gym.Env, seed: int, noise: float, act) -> Iterator[tuple]:
+    """An episode of `act`, which maps obs to an action: yields obs, action, reward, next_obs, terminated, truncated.
+
+    Section 4.4: sigma ~ U[-noise, noise]^O, drawn per episode and constant within it, is added to all observations.
+    """
+    random.seed(seed)  # some environments draw from the global generators
+    np.random.seed(seed)
+    obs, _ = env.reset(seed=seed)  # seeded per episode: no state of the environment to checkpoint
+    sigma = env.np_random.uniform(-noise, noise, obs.shape) if noise else 0.0
+    obs, done = obs + sigma, False  # the sum is a copy: some environments return the same array every time
+    while not done:
+        action = act(obs)
+        next_obs, reward, terminated, truncated, _ = env.step(action.reshape(env.action_space.shape))
+        next_obs, done = next_obs + sigma, terminated or truncated
+        yield obs, action, float(reward), next_obs, bool(terminated), bool(truncated)
+        obs = next_obs
+
+
+def explore(args: Args, agent: OMNetSAC, env: gym.Env, buffer: ReplayBuffer, rng) -> Iterator[tuple]:
+    """The off-policy loop from step `buffer.added` on: act, store, update. Raises RunError for what is not finite.
+
+    Yields (step, (subnet, return so far, length), done, metrics) after every environment step.
+    """
+
+    def act(obs):
+        if buffer.added >= args.learning_starts:
+            action = agent.act(obs, subnet)
+        else:
+            uniform = torch.rand(agent.action_dim, generator=agent.act_generator, device=args.device)
+            action = (2 * uniform - 1).cpu().numpy()
+        check_finite(buffer.added, observation=obs, action=action)
+        return action
+
+    while buffer.added < args.total_timesteps:
+        subnet, total, length = int(rng.integers(agent.num_actor_subnets)), 0.0, 0  # Section 3.3: for a whole episode
+        for transition in episode(env, int(rng.integers(2**31)), args.obs_noise, act):
+            _, _, reward, next_obs, terminated, truncated = transition
+            step, total, length = buffer.added + 1, total + reward, length + 1
+            check_finite(step, observation=next_obs, reward=reward)
+            buffer.add(*transition[:-1], truncated or step == args.total_timesteps)
+            metrics = agent.update(buffer) if step > args.learning_starts else {}
+            check_finite(step, **metrics)
+            yield step, (subnet, total, length), terminated or truncated, metrics
+            if step == args.total_timesteps:
+                return
+
+
+def evaluate(agent: OMNetSAC, env: gym.Env, episodes: int, rng: np.random.Generator) -> list[tuple[int, float, int]]:
+    """(subnet, return, length) of deterministic episodes that cycle through the subnetworks.
+
+    A function of parameters and `rng` alone: training cannot tell whether it was called.
+    """
+    generator, results = torch_generator(rng, agent.args.device), []
+    with kept_random_state():
+        for k in range(episodes):
+            subnet, total, length = k % agent.num_actor_subnets, 0.0, 0
+            act = partial(agent.act, subnet=subnet, generator=generator, deterministic=True)
+            for _, _, reward, *_ in episode(env, int(rng.integers(2**31)), agent.args.obs_noise, act):
+                total, length = total + reward, length + 1
+            results.append((subnet, total, length))
+    return results
+
+
+def train(args: Args, make_agent=OMNetSAC, stop: "Stop | None" = None) -> OMNetSAC:
+    """A whole run: trains an agent, evaluates it, writes logs and checkpoints into the run folder. Returns the agent.
+
+    `make_agent(args, obs_dim, action_dim)` gives the agent, so that other methods reuse all of this. `stop` may end it
+    after an episode. Raises UsageError before anything is written, RunError when the run cannot go on.
+    """
+    check_args(args)
+    torch.set_float32_matmul_precision(args.matmul_precision)
+    torch.set_flush_denormal(True)  # else a long run may slow down to half its speed
+    torch.set_num_threads(min(2, torch.get_num_threads()))  # 1.4x as fast as one; OMP_NUM_THREADS=1 is kept
+    folder, stop, shown = Path(args.resume or run_folder(args)), stop or Stop(), {}
+    videos = folder / "videos" if args.capture_video else None
+    obs_dim, action_dim = check_env(args)
+    agent, rng = make_agent(args, obs_dim, action_dim), stream(args.seed, "episodes")
+    buffer = ReplayBuffer(min(args.buffer_size, args.total_timesteps), obs_dim, action_dim, args.device)
+    with closing(make_env(args)) as env, only_writer(folder, args) as buffer.file:
+        about, seconds = describe(args), 0.0
+        if args.resume:
+            about["id"], seconds = restore(folder, agent, buffer, rng)
+        save = partial(save_checkpoint, folder, about, agent, buffer, rng)
+        with logs(args, folder, about, buffer.added) as (board, bar):
+            saved, start = buffer.added or save(0.0), time.time() - seconds
+            for name in COLUMNS:
+                append_csv(folder / name)
+            if args.compile and saved < args.total_timesteps:
+                compile_steps(agent)
+            stop.training = True
+            for step, (subnet, total, length), done, metrics in explore(args, agent, env, buffer, rng):
+                if step % 1000 == 0:
+                    for name, value in metrics.items():
+                        board.add_scalar(f"losses/{name}", value, step)
+                if args.eval_interval and step % min(args.eval_interval, args.total_timesteps) == 0:
+                    with closing(make_env(args, videos, f"step-{step}")) as eval_env:
+                        results = evaluate(agent, eval_env, args.eval_episodes, stream(args.seed, "evaluation", step))
+                    seconds = round(time.time() - start, 1)
+                    check_folder(folder, buffer.file)
+                    append_csv(folder / "eval.csv", *((step, k, *result, seconds) for k, result in enumerate(results)))
+                    mean_return = np.mean([ret for _, ret, _ in results])
+                    board.add_scalar("eval/return", mean_return, step)
+                    shown["eval"] = f"{mean_return:.1f}"
+                if done:
+                    check_folder(folder, buffer.file)
+                    append_csv(folder / "train.csv", (step, subnet, total, length))
+                    board.add_scalar("charts/episodic_return", total, step)
+                    board.add_scalar("charts/SPS", step / max(time.time() - start, 1e-9), step)
+                    bar.set_postfix(shown | {"episode": f"{total:.1f}"}, refresh=False)
+                bar.update()
+                if step == args.total_timesteps or done and (stop.signum or step - saved >= args.checkpoint_interval):
+                    saved = save(time.time() - start)
+                if done and stop.signum:
+                    break
+    return agent
+
+
+# From here on what any run needs, whatever the method: environments, checks, the run folder, the command line
 
 
 class RunError(Exception):
     """A run that cannot go on, in a sentence that says why. Exit code 1."""
 
 
-def first_line(error: Exception) -> str:
+class UsageError(RunError):
+    """Arguments that cannot work, in a sentence that says what to do. Exit code 2."""
+
+
+def one_line(error: Exception) -> str:
     """What an exception says, for a sentence of ours."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    advice = "; without a display set MUJOCO_GL=egl (it needs libegl1) or MUJOCO_GL=osmesa (libosmesa6)"
+    return text[:500] + advice * bool(re.search("gl[A-Z]|GL(?!OBAL)|OSMesa|[Rr]ender", text))
 
 
-class ObservationNoise(gym.ObservationWrapper):
-    """Section 4.4: adds sigma ~ U[-scale, scale]^d to the observations, drawn per episode, constant within it."""
-
-    def __init__(self, env: gym.Env, scale: float):
-        super().__init__(env)
-        self.scale = scale
-
-    def reset(self, *, seed=None, options=None):
-        obs, info = self.env.reset(seed=seed, options=options)
-        self.sigma = self.np_random.uniform(-self.scale, self.scale, obs.shape)
-        return self.observation(obs), info
-
-    def observation(self, obs):
-        return obs + self.sigma
-
-
-# Packages that register environments when they are imported, with how the ids of these start
-PLUGINS = {"gymnasium_robotics": ("Fetch", "Hand", "Adroit", "Franka", "PointMaze", "AntMaze"), "shimmy": "dm_control/"}
-
-
-def make_env(args: Args, video_dir: Path | None = None) -> gym.Env:
-    """The environment `args.env_id` with observations (O,) and actions (A,) in [-1, 1]; UsageError if it has none."""
-    warnings.filterwarnings("ignore", message=".*out of date.*")  # v4 is meant: published curves are v4
-    sys.path += [os.getcwd()] * (os.getcwd() not in sys.path)  # last, so that `module:EnvId` shadows nothing
-    flag, advice = f"--env-id {args.env_id}", ""
+@contextmanager
+def blamed(flag: str, error_class=UsageError) -> Iterator[None]:
+    """Whatever is raised within becomes a sentence about `flag`: environments, drivers and files raise all kinds."""
     try:
-        video = {"render_mode": "rgb_array"} if video_dir else {}  # not every environment takes the argument
-        env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **video)
-        if video_dir:
-            flag, advice = "--capture-video", "; without a display, MUJOCO_GL=egl or MUJOCO_GL=osmesa may help"
-            with warnings.catch_warnings(action="ignore"):  # the error that follows says it better
-                env.reset(seed=args.seed)
-                env.render()
-            env = gym.wrappers.RecordVideo(env, video_dir, episode_trigger=lambda k: k % args.eval_episodes == 0)
-    except Exception as error:  # a constructor may raise anything
-        known = [k for k, spec in gym.registry.items() if "raise" not in getattr(spec.entry_point, "__name__", "")]
-        if args.env_id not in known and ":" not in args.env_id:  # `known` is without those that Gymnasium has removed
-            near = [f"{module}:{args.env_id}" for module, ids in PLUGINS.items() if args.env_id.startswith(ids)]
-            near = near or difflib.get_close_matches(args.env_id, known, n=3)
-            advice = f"; did you mean {', '.join(near)}?" if near else ""
-        raise UsageError(f"{flag}: {' '.join(str(error).split()) or type(error).__name__}{advice}") from None
-    action_space, obs_space = env.action_space, env.observation_space
-    is_float_box = isinstance(action_space, gym.spaces.Box) and action_space.dtype.kind == "f"
-    span = np.subtract(action_space.high, action_space.low, dtype=np.float64) if is_float_box else np.zeros(1)
-    if not ((span > 0) & (span < 1e9)).all():
-        raise UsageError(f"{flag}: SAC needs actions in a Box of floats with finite, different bounds: {action_space}")
-    if not obs_space.is_np_flattenable:
-        raise UsageError(f"{flag}: observations must flatten to a vector, these are {obs_space}")
-    if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
-        env = gym.wrappers.FlattenObservation(env)
-    env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
-    if len(action_space.shape) != 1:
-        flat = gym.spaces.flatten_space(env.action_space)
-        env = gym.wrappers.TransformAction(env, lambda action: action.reshape(action_space.shape), flat)
-    env = gym.wrappers.TransformObservation(env, np.array, None)  # a copy: some return the same array every time
-    return ObservationNoise(env, args.obs_noise) if args.obs_noise else env
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        raise error_class(f"{flag}: {one_line(error)}") from None
 
 
-def interact(args: Args, agent: OMNetSAC, env: gym.Env, buffer: ReplayBuffer, rng, step: int = 0) -> Iterator[tuple]:
-    """The off-policy loop: act, store, update. Raises RunError for what is not finite.
+def make_env(args: Args, videos: Path | str | None = None, name: str = "") -> gym.Env:
+    """The environment `args.env_id` with observations (O,) and actions in [-1, 1]; with `videos`, one that records its
+    first episode there as `name`. Raises UsageError where there is none, or none for SAC."""
+    warnings.filterwarnings("ignore", message=".*(out of date|Overwriting existing videos)")  # v4 is meant
+    sys.path += [os.getcwd()] * (os.getcwd() not in sys.path)  # last, so that `module:EnvId` shadows nothing
+    with blamed(f"--env-id {args.env_id}"):
+        drawn = {"render_mode": "rgb_array"} if videos else {}  # some constructors know no render_mode
+        env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **drawn)
+        if statistics := re.search("Normalize(Observation|Reward)(?=<)", str(env)):
+            told = f"{statistics[0]} keeps statistics, which evaluations and a resume would not have"
+            raise ValueError(f"{told}: normalise in the agent, as the fork in the README does")
+        space = env.action_space
+        is_box = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"
+        if not is_box or not ((space.high > space.low) & np.isfinite(space.high - space.low)).all():
+            raise ValueError(f"SAC needs actions in a Box of floats with finite, different bounds, not {space}")
+        if not env.observation_space.is_np_flattenable:
+            raise ValueError(f"observations must flatten to a vector, these are {env.observation_space}")
+        if videos:
+            env.reset()
+            env.render()  # so that a machine that cannot is told before training
+            env = gym.wrappers.RecordVideo(env, videos, episode_trigger=lambda k: k == 0, name_prefix=name)
+        return gym.wrappers.RescaleAction(gym.wrappers.FlattenObservation(env), -1, 1)
 
-    Yields (step, episode, done, metrics) after every environment step; episode is (subnet, return, length) so far.
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Puts the global generators back as they were, from which some environments draw."""
+    state, np_state = random.getstate(), np.random.get_state()
+    yield
+    random.setstate(state)
+    np.random.set_state(np_state)
+
+
+def check_env(args: Args) -> tuple[int, int]:
+    """O and A of the environment, which is tried: says where it does not follow its seeds, by which runs are repeated.
+
+    Raises UsageError where it cannot be made, reset, stepped or drawn.
     """
-    while step < args.total_timesteps:
-        subnet = int(rng.integers(agent.num_actor_subnets))  # Section 3.3: one subnetwork for the whole episode
-        obs, _ = env.reset(seed=int(rng.integers(2**31)))  # seeded per episode: no environment state to checkpoint
-        episode_return, length, done, metrics = 0.0, 0, False, {}
-        while not done and step < args.total_timesteps:
-            if step < args.learning_starts:
-                action = torch.rand(agent.action_dim, generator=agent.act_generator, device=args.device)
-                action = (2 * action - 1).cpu().numpy()
-            else:
-                action = agent.act(obs, subnet, agent.act_generator)
-            check_finite(step, observation=obs, action=action)
-            next_obs, reward, terminated, truncated, _ = env.step(action)
-            step, length, reward, done = step + 1, length + 1, float(reward), bool(terminated or truncated)
-            check_finite(step, observation=next_obs, reward=reward)
-            cut_off = truncated or step == args.total_timesteps
-            buffer.add(obs, action, reward, next_obs, terminated, cut_off)
-            obs, episode_return = next_obs, episode_return + reward
-            if step > args.learning_starts:
-                metrics = agent.update(buffer)
-                check_finite(step, **metrics)
-            yield step, (subnet, episode_return, length), done, metrics
+
+    def play(env: gym.Env, seed: int) -> Iterator[tuple]:
+        actions = np.random.default_rng(seed)
+        yield from islice(episode(env, seed, 0.0, lambda obs: actions.uniform(-1, 1, env.action_space.shape)), 10)
+
+    with blamed(f"--env-id {args.env_id}"), closing(make_env(args)) as env, closing(make_env(args)) as other:
+        if args.capture_video:
+            with tempfile.TemporaryDirectory() as videos:
+                make_env(args, videos).close()
+        first, _, again = [*play(env, 0)], [*play(env, 1)], []
+        for row in play(env, 0):
+            again.append(row)
+            with kept_random_state():
+                next(play(other, 2))  # as an evaluation in the midst of an episode
+        if not all(map(np.array_equal, chain(*first), chain(*again))):
+            print(f"{args.env_id} does not follow its seeds: no run of it can be repeated or resumed exactly")
+        if env.spec.max_episode_steps is None:
+            print(f"{args.env_id} has no time limit: if its episodes may not end, set --max-episode-steps")
+        return sizes(args, env)
 
 
-def evaluate(agent: nn.Module, env: gym.Env, episodes: int, rng: np.random.Generator) -> list[tuple[int, float, int]]:
-    """(subnet, return, length) of deterministic episodes that cycle through the subnetworks.
-
-    A function of parameters and `rng` alone: training cannot tell whether it was called.
-    """
-    generator, results = torch_generator(rng, agent.args.device), []
-    for episode in range(episodes):
-        subnet = episode % agent.num_actor_subnets
-        obs, _ = env.reset(seed=int(rng.integers(2**31)))
-        episode_return, length, done = 0.0, 0, False
-        while not done:
-            action = agent.act(obs, subnet, generator, deterministic=True)
-            obs, reward, terminated, truncated, _ = env.step(action)
-            episode_return, length, done = episode_return + float(reward), length + 1, terminated or truncated
-        results.append((subnet, episode_return, length))
-    return results
+CONDITIONS = """0 <= seed < 2**63; 0 <= sparsity < 1; 0 <= gamma <= 1; 0 < tau <= 1; 0 < learning_rate < inf;
+0 <= obs_noise < inf; max_episode_steps is None or 0 < max_episode_steps; 0 <= eval_interval; 0 < eval_episodes;
+target_entropy is None or -inf < target_entropy < inf; 0 < batch_size <= learning_starts < total_timesteps;
+0 < replay_ratio; 0 < policy_delay; 0 < buffer_size; 0 < hidden_dim; 0 < num_subnets; 0 < checkpoint_interval"""
 
 
 def check_args(args: Args) -> None:
     """Raises UsageError for values that no run can work with."""
-    sizes = "max_episode_steps total_timesteps learning_starts replay_ratio policy_delay batch_size buffer_size"
-    for name in f"{sizes} hidden_dim eval_episodes checkpoint_interval learning_rate".split():
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
-            raise UsageError(f"--{name.replace('_', '-')} must be positive, not {getattr(args, name)}")
-    for ok, message in (
-        (0 <= args.seed < 2**63, "--seed must be at least 0 and below 2**63"),
-        (args.num_subnets >= 1, "--num-subnets must be at least 1 (with 1, the TD target is that one: no minimum)"),
-        (0 <= args.sparsity < 1, "--sparsity must be at least 0 and below 1: it is the share of parameters removed"),
-        (0 <= args.gamma <= 1, "--gamma must lie in [0, 1]"),
-        (0 < args.tau <= 1, "--tau must be above 0 and at most 1"),
-        (0 <= args.obs_noise < math.inf, "--obs-noise must not be negative, and finite"),
-        (args.learning_rate < math.inf, "--learning-rate must be finite"),
-        (math.isfinite(args.target_entropy or 0), "--target-entropy must be finite"),
-        (args.eval_interval >= 0, "--eval-interval must not be negative; 0 means never"),
-        (args.batch_size <= args.learning_starts, "--batch-size must not exceed --learning-starts"),
-        (args.learning_starts < args.total_timesteps, "--total-timesteps must exceed --learning-starts"),
-    ):
-        if not ok:
-            raise UsageError(message)
-
-
-def check_device(args: Args, obs_dim: int, action_dim: int) -> None:
-    """Raises UsageError where `args.device` cannot be used, or has not the memory that the run will need."""
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {args.device} cannot be used here, try --device cpu: {first_line(error)}") from None
-    on_gpu = torch.device(args.device).type == "cuda"
-    free = torch.cuda.mem_get_info(args.device)[0] if on_gpu else psutil.virtual_memory().available
-    width, n = 2 * obs_dim + action_dim + 3, 2 * args.hidden_dim * (obs_dim + 2 * action_dim + args.hidden_dim)
-    masks = args.num_subnets + 2 * args.replay_ratio * args.dynamic_masks  # of 5 bytes an entry while they are drawn
-    need = {"--buffer-size or --total-timesteps": 4 * min(args.buffer_size, args.total_timesteps) * width}
-    need["--replay-ratio or --batch-size"] = 4 * args.replay_ratio * args.batch_size * width
-    need["--num-subnets or --hidden-dim"] = n * (5 * masks + 40)
-    if sum(need.values()) > free:
-        told = f"the run needs {sum(need.values()) / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-        raise UsageError(f"{told}: lower {max(need, key=need.get)}")
+    for condition in CONDITIONS.split(";"):
+        if not eval(condition.strip(), {"inf": math.inf}, vars(args)):
+            given = [f"--{k.replace('_', '-')} {v}" for k, v in vars(args).items() if re.search(rf"\b{k}\b", condition)]
+            raise UsageError(f"{' '.join(given)}: must satisfy {condition.strip()}")
 
 
 def check_finite(step: int, **quantities) -> None:
@@ -614,197 +602,147 @@ def check_finite(step: int, **quantities) -> None:
             raise RunError(f"step {step}: {name} is not finite, the run stops")
 
 
-# The run folder
+def sizes(args: Args, env: gym.Env) -> tuple[int, int]:
+    """O and A. Raises UsageError where the device is not there, or has no room for the replay buffer."""
+    obs_dim, action_dim = env.observation_space.shape[0], math.prod(env.action_space.shape)
+    with blamed(f"--device {args.device} cannot be used here, try --device cpu"):
+        torch.empty(0, device=args.device)
+        free = torch.cuda.mem_get_info(args.device)[0] if "cuda" in args.device else psutil.virtual_memory().available
+    need = 4 * min(args.buffer_size, args.total_timesteps) * (2 * obs_dim + action_dim + 3)
+    if need > free:
+        raise UsageError(f"the replay buffer needs {need / 1e9:.1f} GB of {free / 1e9:.1f} free: lower --buffer-size")
+    return obs_dim, action_dim
 
 
 def run_folder(args: Args) -> Path:
     """`<run-dir>/<env>__omnet_sac__<seed>`; `:` and `/` in the environment's id become `-`."""
-    return Path(args.run_dir) / f"{args.env_id.replace(':', '-').replace('/', '-')}__{args.method}__{args.seed}"
+    return Path(args.run_dir) / f"{re.sub('[:/]', '-', args.env_id)}__{args.method}__{args.seed}"
 
 
 def describe(args: Args) -> dict:
-    """What a run's numbers follow from, in plain types: its method, its flags, the versions of what computes them."""
-    args = dataclasses.replace(args, resume=None, evaluate=None)
-    flags = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(args).items()}
-    versions = {name: metadata.version(name).split("+")[0] for name in ("torch", "gymnasium", "mujoco", "numpy")}
-    return {"method": args.method, "args": flags, "versions": {"python": platform.python_version()} | versions}
+    """What a run's numbers follow from, in plain types: method, flags, versions; and its id for Weights & Biases."""
+    flags = asdict(replace(args, resume=None, evaluate=None)) | {"run_dir": str(args.run_dir)}
+    packages = "torch", "gymnasium", "mujoco", "numpy"
+    found = chain(*(islice(metadata.distributions(name=name), 1) for name in packages))  # the first is imported
+    versions = {p.name: p.version.split("+")[0] for p in found}
+    return {"method": args.method, "args": flags, "versions": versions, "id": os.urandom(8).hex()}
 
 
-def describe_code() -> dict:
-    """SHA-256 of the script that runs, and the git commit it is of; as far as there are a script and git."""
-    code, script = {}, Path(getattr(sys.modules["__main__"], "__file__", "")).resolve()
-    with suppress(OSError, subprocess.CalledProcessError):
-        code["script_sha256"] = hashlib.sha256(script.read_bytes()).hexdigest()
-        git = partial(subprocess.check_output, cwd=script.parent, text=True, stderr=subprocess.DEVNULL)
-        code["git_commit"] = git(["git", "rev-parse", "HEAD"]).strip()
-        code["git_clean"] = not git(["git", "status", "--porcelain"])
-    return code
-
-
-def stored_args(folder: Path, like: Args) -> Args:
-    """The flags of the run in `folder`. Raises UsageError where there is none of the method and class of `like`."""
-    try:
-        about = json.loads((folder / "args.json").read_text())
-        stored = about["args"] | {"run_dir": Path(about["args"]["run_dir"])}
-        args, kinds = type(like)(**stored | {"resume": None, "evaluate": None}), typing.get_type_hints(type(like))
-        for field in dataclasses.fields(args):
-            typeguard.check_type(getattr(args, field.name), kinds[field.name])
-        method = about.get("method", args.method)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, typeguard.TypeCheckError) as error:
-        raise UsageError(f"{folder} is not a run folder of this program: {first_line(error)}") from None
-    if method != like.method:
-        raise UsageError(f"{folder} is a run of {method}, not of {like.method}")
-    return args
-
-
-RESUMABLE = ["total_timesteps", "eval_episodes", "checkpoint_interval", "track", "capture_video", "device", "compile"]
-
-
-def merge_args(folder: Path, args: Args, default: Args, free: list[str]) -> Args:
-    """The flags of the run in `folder`, with those of `free` that were given: they are on the command line, or their
-    values in `args` are not those of `default`. Raises UsageError for another flag that was given and differs."""
-    stored = stored_args(folder, args)
-    words = {re.sub("^--(no-)?|=.*", "", word).replace("-", "_") for word in sys.argv[1:]}
-    for name, value in vars(args).items():
-        was_given = name in words or value != getattr(default, name)
-        if was_given and value != getattr(stored, name) and name not in ("resume", "evaluate"):
-            if name not in free:
-                told = f"--{name.replace('_', '-')} {value}: the run in {folder} has {getattr(stored, name)}"
-                raise UsageError(f"{told}; what may be given here is {', '.join(free)}")
-            setattr(stored, name, value)
-    return stored
-
-
-def refuse_to_overwrite(folder: Path, args: Args) -> None:
-    """Raises UsageError if `folder` holds a run, and names the flags in which it differs from `args`."""
-    if os.path.exists(folder / "args.json"):
-        stored = vars(stored_args(folder, args))
-        other = [f"{k} = {stored[k]}, not {v}" for k, v in vars(args).items() if stored[k] != v and k != "run_dir"]
-        told = f"{folder} holds a run already" + f", of other flags ({', '.join(other)})" * bool(other)
-        raise UsageError(f"{told}: go on with --resume {folder}, or choose another --run-dir")
-
-
-def only_writer(folder: Path):
-    """Makes the folder and a lock in it, which dies with this process. Raises UsageError where another holds it."""
-    try:
+@contextmanager
+def only_writer(folder: Path, args: Args) -> Iterator[BinaryIO]:
+    """Makes and locks the run folder; yields its replay.f32, open. Raises UsageError where another run is there."""
+    with blamed(f"--run-dir {args.run_dir} cannot be used"):
         folder.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(folder / ".lock", blocking=False).acquire()
-    except filelock.Timeout:
-        path, processes = str((folder / ".lock").resolve()), psutil.process_iter(["open_files"])
-        pids = [str(p.pid) for p in processes if path in [file.path for file in p.info["open_files"] or ()]]
-        raise UsageError(f"{folder} is being written by process {' '.join(pids) or 'of another user'}") from None
-    except OSError as error:
-        raise UsageError(f"--run-dir {folder.parent}: {folder} cannot be made: {error.strerror}") from None
+        try:
+            lock = filelock.FileLock(folder / ".lock", blocking=False).acquire()
+        except filelock.Timeout:
+            holder = " ".join((folder / ".lock").read_text().split())  # where the file system has no locks
+            told = f"{folder} is being written by another process {holder}"
+            raise UsageError(f"{told}; if that is gone, remove {folder}/.lock") from None
+    with lock:
+        if not args.resume and any((folder / name).exists() for name in ("checkpoint.pt", *COLUMNS)):
+            raise UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --run-dir")
+        with (folder / "replay.f32").open("ab" if args.resume else "wb") as file:
+            yield file
 
 
-def write_atomically(path: Path, write) -> None:
-    """`write(file)` into a temporary file that then replaces `path`: a kill leaves the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", "is the disk full?")
-        raise RunError(f"{path} could not be written, what was there is kept: {reason}") from None
+COLUMNS = {"train.csv": "step,subnet,return,length", "eval.csv": "step,episode,subnet,return,length,seconds"}
 
 
-def write_args(folder: Path, about: dict) -> None:
-    write_atomically(folder / "args.json", lambda file: file.write(json.dumps(about, indent=2).encode()))
+def append_csv(path: Path, *rows: tuple, columns: str = "") -> None:
+    """Appends rows to a CSV file of a run, below its header."""
+    with path.open("a") as file:
+        if not file.tell():
+            print(columns or COLUMNS[path.name], file=file)
+        for row in rows:
+            print(*row, sep=",", file=file)
 
 
-def crc32(file) -> int:
-    """The checksum of an open file."""
-    value = file.seek(0)
-    while block := file.read(2**20):
-        value = zlib.crc32(block, value)
-    return value
+def check_folder(folder: Path, replay: BinaryIO) -> None:
+    """Raises UsageError where the run folder was removed, or begun anew by another process."""
+    with blamed(f"{folder} was removed: this run ends"):
+        if not os.path.samestat(os.stat(folder / "replay.f32"), os.fstat(replay.fileno())):
+            raise UsageError(f"{folder} was begun anew by another process: this run ends")
 
 
-def write_checkpoint(path: Path, state: dict) -> None:
-    """Writes a torch archive and its CRC-32 behind it, since torch.load does not look at those inside."""
-    write_atomically(path, lambda file: (torch.save(state, file), file.write(crc32(file).to_bytes(4, "little"))))
+def save_checkpoint(folder: Path, about: dict, agent: OMNetSAC, buffer: ReplayBuffer, rng, seconds: float) -> int:
+    """Writes all that an exact resume needs and returns its step: with the text of the CSV files, but of replay.f32,
+    which grows, only how many rows count and their CRC-32. Raises RunError; the last checkpoint then stays good."""
+    check_finite(buffer.added, **dict(agent.named_parameters()), **dict(agent.named_buffers()))
+    check_folder(folder, buffer.file)
+    buffer.file.flush()
+    os.fsync(buffer.file.fileno())
+    csv = {path.name: path.read_text() for path in folder.glob("*.csv")}
+    state = {"about": about, "agent": agent.state_dict(), "step": buffer.added, "crc": buffer.crc, "csv": csv}
+    state |= {"rng": rng.bit_generator.state, "seconds": seconds}
+    path, temporary = folder / "checkpoint.pt", folder / "checkpoint.pt.tmp"
+    with blamed(f"{path} could not be written, the last one is kept", RunError), temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+        temporary.replace(path)  # a kill leaves the old one or the new one
+    return buffer.added
 
 
-def seal_csvs(folder: Path) -> dict[str, list[int]]:
-    """[bytes, CRC-32] of each CSV file of a run, once all of it has reached the disk."""
-    seals = {}
+def read_checkpoint(folder: Path, agent: OMNetSAC | None = None) -> dict:
+    """The checkpoint in `folder`, loaded into `agent`. Raises UsageError where there is none, RunError where a bit is
+    not as it was written, or the agent is another one. Says where other versions made it."""
+    path = Path(folder) / "checkpoint.pt"
+    if not path.exists():
+        raise UsageError(f"{folder} holds no checkpoint: begin its run anew, without --resume and --evaluate")
+    with blamed(f"{path} cannot be used, it is damaged or of other code", RunError):
+        if zipfile.ZipFile(path).testzip():  # torch.load looks at no checksum
+            raise ValueError("its checksum is another one")
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        about, *_ = [state[name] for name in ("about", "agent", "step", "crc", "csv", "rng", "seconds")]
+        if agent:
+            agent.load_state_dict(state["agent"])
+            made, here = about["versions"].items(), describe(agent.args)["versions"].items()
+            if other := [f"{name}=={version}" for name, version in made - here]:
+                print(f"not exactly the same run from here on, other versions made it: pip install {' '.join(other)}")
+    return state
+
+
+def restore(folder: Path, agent: OMNetSAC, buffer: ReplayBuffer, rng: np.random.Generator) -> tuple[str, float]:
+    """Puts all back as it was at the checkpoint, the CSV files too. Returns the run's id and its seconds so far."""
+    state, width = read_checkpoint(folder, agent), buffer.rows.shape[1]
+    told = f"{folder}/replay.f32 is damaged, the run cannot go on"
+    with blamed(told, RunError), (folder / "replay.f32").open("rb+") as file:
+        while buffer.added < state["step"]:
+            count = min(4096, len(buffer.rows), state["step"] - buffer.added)
+            buffer.extend(np.fromfile(file, np.float32, count * width).reshape(count, width))
+        if buffer.crc != state["crc"]:
+            raise ValueError("its checksum is another one")
+        file.truncate(4 * width * buffer.added)
     for path in folder.glob("*.csv"):
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-            data = file.read()
-        seals[path.name] = [len(data), zlib.crc32(data)]
-    return seals
+        if path.name not in state["csv"]:  # begun since then
+            path.replace(path.with_suffix(".csv.old"))
+    for name, text in state["csv"].items():
+        (folder / name).write_text(text)
+    rng.bit_generator.state = state["rng"]
+    return state["about"]["id"], state["seconds"]
 
 
-def check_csvs(folder: Path, seals: dict[str, list[int]]) -> None:
-    """Raises RunError where CSV files no longer begin with what a checkpoint counts on."""
-    for name, (length, crc) in seals.items():
-        data = (folder / name).read_bytes() if (folder / name).exists() else b""
-        if len(data) < length:
-            raise RunError(f"{folder / name} has {len(data)} of the {length} bytes that the checkpoint counts on")
-        if zlib.crc32(data[:length]) != crc:
-            raise RunError(f"{folder / name} was changed since the checkpoint was written")
-
-
-def open_csv(path: Path, columns: str) -> TextIO:
-    """Opens a CSV file for appending rows."""
-    file = path.open("a")
-    if not file.tell():
-        print(columns, file=file, flush=True)
-    return file
-
-
-def load_checkpoint(folder: Path, args: Args, agent: OMNetSAC, buffer: ReplayBuffer | None = None, rng=None) -> dict:
-    """Loads the checkpoint in `folder` into what is given, and returns its state. Raises RunError, with nothing changed
-    in the folder, when it is damaged, made by other flags or versions, or for another network."""
-    path = folder / "checkpoint.pt"
-    try:
-        with path.open("rb") as file:
-            if crc32(file) != 0x2144DF1C:  # which anything has that is followed by its own CRC-32
-                raise ValueError("its checksum is another one")
-        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        abouts = dict(state)["about"], describe(args)
-        then, now = (about["args"] | about["versions"] | {"method": about["method"]} for about in abouts)
-        for name in sorted((then.keys() | now.keys()) - {*RESUMABLE, "python", "run_dir"}):
-            if then.get(name) != now.get(name):
-                raise RunError(f"{path} was made with {name} = {then.get(name)}, here {now.get(name)}")
-        if buffer is not None and state["step"] >= args.total_timesteps != then["total_timesteps"]:
-            raise UsageError(f"--total-timesteps {args.total_timesteps}: the run in {folder} has done {state['step']}")
-        agent.load_state_dict(state["agent"])
-        if buffer is not None:
-            check_csvs(folder, state["csvs"])
-            buffer.load_state_dict(state["buffer"])
-            rng.bit_generator.state = state["rng"]
-        return state | {"step": operator.index(state["step"]), "seconds": float(state["seconds"])}
-    except (RunError, UsageError):
-        raise
-    except pickle.UnpicklingError:
-        raise RunError(f"{path} is refused: to load it would run code, or it is damaged") from None
-    except Exception as error:  # whatever a foreign file makes of torch.load and the others
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise RunError(f"{path} cannot be used, it is damaged or of another program: {reason}") from None
-
-
-def peek(folder: Path) -> dict:
-    """The checkpoint in `folder` without a check, its tensors not yet read; empty where there is none."""
-    with suppress(Exception):
-        return dict(torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu", mmap=True))
-    return {}
-
-
-def last_checkpoint(folder: Path) -> str:
-    """What there is to go on from, for a sentence."""
-    step = peek(folder).get("step")
-    kept = "there is no checkpoint yet, begin again" if step is None else f"go on from the checkpoint of step {step}"
-    return f"{kept} with --resume {folder}"
+@contextmanager
+def logs(args: Args, folder: Path, about: dict, step: int) -> Iterator[tuple[SummaryWriter, tqdm]]:
+    """Writes args.json; yields TensorBoard's writer, which --track hands on to Weights &
+    Biases, and a bar of steps. Raises UsageError."""
+    if args.track:
+        with blamed("--track needs Weights & Biases: pip install wandb, wandb login"):
+            wandb, names = importlib.import_module("wandb"), {"name": str(folder), "id": about["id"], "resume": "allow"}
+            group = str(folder).rpartition("__")[0]
+            wandb.init(project="omnet-sac", group=group, config=about, sync_tensorboard=True, **names)
+            wandb.define_metric("*", step_metric="global_step")
+    (folder / "args.json").write_text(json.dumps(about, indent=2))
+    print(f"run folder: {folder}, from step {step}", flush=True)
+    seconds = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}  # in a file a line a minute
+    bar = tqdm(total=args.total_timesteps, initial=step, unit="step", dynamic_ncols=True, **seconds)
+    with closing(SummaryWriter(folder, purge_step=step + 1)) as board, bar:
+        yield board, bar
 
 
 class Stop:
-    """Ctrl-C and SIGTERM: the first one in training ends it after the episode, any other ends the program at once."""
+    """Ctrl-C and other signals: the first one in training ends it after the episode, any other the program at once."""
 
     signum, training = 0, False
 
@@ -816,185 +754,98 @@ class Stop:
             os.write(2, b"\nstopping at the end of this episode; again to stop now\n")
 
 
-class Output:
-    """A standard stream to which nobody need listen; in a file, the returns of a progress bar become lines."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def attempt(self, name: str, *args):
-        with suppress(OSError, ValueError, AttributeError):  # the reader has gone, or it was closed from the start
-            return getattr(self.stream, name)(*args)
-
-    def isatty(self) -> bool:
-        return bool(self.attempt("isatty"))
-
-    def write(self, text: str) -> int:
-        self.attempt("write", text if self.isatty() else text.replace("\r", "\n"))
-        return len(text)
-
-    def flush(self) -> None:
-        self.attempt("flush")
+RESUMABLE = ["total_timesteps", "eval_episodes", "checkpoint_interval", "track", "capture_video", "device", "compile"]
+EVALUABLE = ["eval_episodes", "seed", "device", "capture_video"]
 
 
-def progress(total: int, initial: int = 0) -> tqdm:
-    """A bar of environment steps; where the error stream is no terminal, a line a minute."""
-    seconds = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
-    return tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, **seconds)
+def whole_numbers(default: Args, words: list[str]) -> list[str]:
+    """`words` with 1e5 as 100000, where a flag takes a whole number."""
+    names = "|".join(field.name for field in fields(default) if re.search(r"\bint\b", str(field.type)))
+    flag_and_number = rf"(--(?:{names})[\0=])(\d+e\d\d?)(?=\0|$)".replace("_", "[-_]")
+    text = re.sub(flag_and_number, lambda m: m[1] + str(int(float(m[2]))), "\0".join(words))
+    return text.split("\0") if words else []
 
 
-def start_tracking(folder: Path, about: dict) -> None:
-    """Weights & Biases gets what TensorBoard gets. Raises UsageError where it is not installed."""
-    try:
-        import wandb
-    except ImportError:
-        raise UsageError("--track needs Weights & Biases: pip install wandb") from None
-    wandb.init(project="omnet-sac", name=folder.name, config=about, sync_tensorboard=True)
+def parse(default: Args, words: list[str], **options) -> Args:
+    """The command line as flags, by default those of the run that --resume or --evaluate names. Raises UsageError."""
+
+    def read(default: Args) -> Args:
+        args = tyro.cli(type(default), default=default, args=whole_numbers(default, words), **options)
+        paths = {name: getattr(args, name) for name in ("resume", "evaluate", "run_dir") if getattr(args, name)}
+        return replace(args, **{name: path.expanduser() for name, path in paths.items()})
+
+    args = read(default)
+    folder, free = args.resume or args.evaluate, RESUMABLE if args.resume else EVALUABLE
+    if not folder:
+        return args
+    if args.resume and args.evaluate:
+        raise UsageError("--resume goes on with a run and --evaluate looks at one: give one of them")
+    state = read_checkpoint(folder)
+    method, flags = state["about"]["method"], state["about"]["args"]
+    if method != default.method or flags.keys() != vars(default).keys():
+        raise UsageError(f"{folder} is a run of {method} with flags of its own, not of this {default.method}")
+    flags |= {"run_dir": Path(flags["run_dir"]), "resume": args.resume, "evaluate": args.evaluate}
+    args = read(replace(default, **flags))
+    for name, value in vars(args).items():
+        if value != flags[name] and name not in free:
+            told = f"--{name.replace('_', '-')} {value}: the run in {folder} has {flags[name]}"
+            raise UsageError(f"{told}; what may be given here is {', '.join(free)}")
+    if args.resume and state["step"] >= args.total_timesteps != flags["total_timesteps"]:
+        raise UsageError(f"--total-timesteps {args.total_timesteps}: the run in {folder} has done {state['step']}")
+    return args
 
 
-def train(args: Args, make_agent=OMNetSAC, stop: Stop | None = None) -> OMNetSAC:
-    """A whole run: trains an agent, evaluates it, writes logs and checkpoints into the run folder. Returns the agent.
+def load(folder, default: Args | None = None, make_agent=OMNetSAC, **changes) -> tuple[OMNetSAC, gym.Env, Args]:
+    """The trained agent of a run folder, an environment for it, and its flags, with `changes` (device="cpu").
 
-    `make_agent(args, obs_dim, action_dim)` gives the agent, so that other methods reuse all of this. `stop` may end it
-    after an episode. Raises UsageError before anything is written, RunError when the run cannot go on.
+    `default` has the class of the flags. Raises UsageError or RunError where there is no such run.
     """
+    args = replace(parse(default or Args(), ["--evaluate", str(folder)]), **changes)
     check_args(args)
-    torch.set_float32_matmul_precision(args.matmul_precision)
-    torch.set_flush_denormal(True)  # else a long run may slow down to half its speed
-    torch.set_num_threads(min(2, torch.get_num_threads()))  # 1.4x as fast as one; OMP_NUM_THREADS=1 is kept
-    rng, folder, stop = stream(args.seed, "episodes"), Path(args.resume or run_folder(args)), stop or Stop()
-    with ExitStack() as stack:
-        env = stack.enter_context(closing(make_env(args)))
-        eval_env = stack.enter_context(closing(make_env(args, folder / "videos" if args.capture_video else None)))
-        obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
-        check_device(args, obs_dim, action_dim)
-        if env.spec.max_episode_steps is None:
-            print(f"{args.env_id} has no time limit: if its episodes may not end, set --max-episode-steps", flush=True)
-        about = describe(args) | {"code": describe_code()}
-        if args.track:
-            start_tracking(folder, about)
-        stack.enter_context(only_writer(folder))
-        if not args.resume:
-            refuse_to_overwrite(folder, args)
-            write_args(folder, about)
-
-        agent, step, seconds = make_agent(args, obs_dim, action_dim), 0, 0.0
-        buffer = ReplayBuffer(min(args.buffer_size, args.total_timesteps), obs_dim, action_dim, args.device)
-        csvs, saved = [*folder.glob("*.csv")], {}
-        has_rows = any(csv.read_bytes().count(b"\n") > 1 for csv in csvs)
-        if args.resume and (has_rows or (folder / "checkpoint.pt").exists()):  # rows are not cut without a checkpoint
-            state = load_checkpoint(folder, args, agent, buffer, rng)
-            step, seconds, saved = state["step"], state["seconds"], state["csvs"]
-            write_args(folder, about)
-        for csv in csvs:
-            os.truncate(csv, saved.get(csv.name, [0])[0])  # what was written after the checkpoint is done again
-        train_csv = stack.enter_context(open_csv(folder / "train.csv", "step,subnet,return,length"))
-        eval_csv = stack.enter_context(open_csv(folder / "eval.csv", "step,episode,subnet,return,length,seconds"))
-        start = time.time() - seconds
-
-        def write() -> int:
-            check_finite(step, **dict(agent.named_parameters()), **dict(agent.named_buffers()))
-            state = {"about": about, "agent": agent.state_dict(), "buffer": buffer.state_dict(), "step": step}
-            state |= {"rng": rng.bit_generator.state, "seconds": time.time() - start, "csvs": seal_csvs(folder)}
-            write_checkpoint(folder / "checkpoint.pt", state)
-            return step
-
-        print(f"run folder: {folder}, from step {step}", flush=True)
-        written = step or write()
-        if args.compile and step < args.total_timesteps:
-            compile_steps(agent)
-        board = stack.enter_context(closing(SummaryWriter(folder, purge_step=step)))
-        bar, shown, stop.training = stack.enter_context(progress(args.total_timesteps, step)), {}, True
-        steps = interact(args, agent, env, buffer, rng, step)
-        for step, (subnet, episode_return, length), done, metrics in steps:
-            if step % 1000 == 0:
-                for name, value in metrics.items():
-                    board.add_scalar(f"losses/{name}", value, step)
-            never = step == args.total_timesteps < args.eval_interval  # a run so short is evaluated at its end
-            if args.eval_interval and (step % args.eval_interval == 0 or never):
-                results = evaluate(agent, eval_env, args.eval_episodes, stream(args.seed, "evaluation", step))
-                for episode, result in enumerate(results):
-                    print(step, episode, *result, round(time.time() - start, 1), sep=",", file=eval_csv, flush=True)
-                mean_return = np.mean([ret for _, ret, _ in results])
-                board.add_scalar("eval/return", mean_return, step)
-                shown["eval"] = f"{mean_return:.1f}"
-            if done:
-                print(step, subnet, episode_return, length, sep=",", file=train_csv, flush=True)
-                board.add_scalar("charts/episodic_return", episode_return, step)
-                board.add_scalar("charts/SPS", step / max(time.time() - start, 1e-9), step)
-                bar.set_postfix(shown | {"episode": f"{episode_return:.1f}"}, refresh=False)
-            bar.update()
-            if step == args.total_timesteps or done and (stop.signum or step - written >= args.checkpoint_interval):
-                written = write()
-            if done and stop.signum:
-                break
-    return agent
-
-
-def load(folder: Path, args: Args | None = None, make_agent=OMNetSAC) -> tuple[OMNetSAC, gym.Env, Args]:
-    """The trained agent of a run folder, an environment for it, and its flags (or `args`, if they are read already)."""
-    args = args or stored_args(Path(folder), Args())
-    env = make_env(args, Path(folder) / "videos" if args.capture_video else None)
-    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
-    check_device(args, obs_dim, action_dim)
-    agent = make_agent(args, obs_dim, action_dim)
-    load_checkpoint(Path(folder), args, agent)
+    env = make_env(args)
+    agent = make_agent(args, *sizes(replace(args, buffer_size=0), env))
+    read_checkpoint(folder, agent)
     return agent, env, args
 
 
-def evaluate_run(folder: Path, args: Args, default: Args, make_agent=OMNetSAC) -> None:
-    """Prints the returns of the run in `folder`, per subnetwork, over `args.eval_episodes` episodes."""
-    check_args(args)
-    merge_args(folder, args, default, ["eval_episodes", "seed", "device", "capture_video"])
-    stored = stored_args(folder, args)
-    stored.device, stored.capture_video = args.device, args.capture_video
-    agent, env, _ = load(folder, stored, make_agent)
-    step = peek(folder)["step"]
+def print_evaluation(args: Args, make_agent) -> None:
+    """The returns of the run in `args.evaluate`, per subnetwork, over `args.eval_episodes` episodes."""
+    agent, env, _ = load(args.evaluate, args, make_agent, **{name: getattr(args, name) for name in EVALUABLE})
+    step = read_checkpoint(args.evaluate)["step"]
+    if args.capture_video:
+        env = make_env(args, Path("videos") / args.evaluate.name, f"step-{step}")
     with closing(env):
         results = evaluate(agent, env, args.eval_episodes, stream(args.seed, "evaluation", step))
-    print(f"{folder}, step {step}: mean return {np.mean([ret for _, ret, _ in results]):.1f}")
+    print(f"{args.evaluate}, step {step}: mean return {np.mean([ret for _, ret, _ in results]):.1f}")
     for subnet in sorted({subnet for subnet, _, _ in results}):
         returns = [ret for i, ret, _ in results if i == subnet]
         print(f"subnetwork {subnet}: {np.mean(returns):.1f} +- {np.std(returns):.1f} over {len(returns)} episodes")
 
 
-def parse(kind, **options):
-    """The command line as `kind`, by tyro; whole numbers may be written as 1e5."""
-    words = (str(int(float(w))) if re.fullmatch(r"\d+e\d+", w) else w for w in sys.argv[1:])
-    return tyro.cli(kind, args=list(words), **options)
-
-
-def main(args: Args, make_agent=OMNetSAC, default: Args | None = None) -> None:
-    """Runs, resumes or evaluates, as `args` say. What the user can mend ends in one sentence and an exit code.
-
-    `default` has the flags as they are where none is given; None: those of the class of `args`.
-    """
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
-    stop, folder, default = Stop(), Path(args.resume or args.evaluate or run_folder(args)), default or type(args)()
-    for signum in (signal.SIGINT, signal.SIGTERM):
+def main(default: Args | None = None, make_agent=OMNetSAC, words: list[str] | None = None, **options) -> None:
+    """Runs, resumes or evaluates, as the command line says. What the user can mend ends in one sentence and exit code 1
+    or 2. `default` has the flags where none is given, `options` are tyro's."""
+    stop, kept = Stop(), ""
+    for signum in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1:
         signal.signal(signum, stop)
     try:
-        if args.resume and args.evaluate:
-            raise UsageError("--resume goes on with a run and --evaluate looks at one: give one of them")
+        args = parse(default or Args(), sys.argv[1:] if words is None else words, **options)
         if args.evaluate:
-            return evaluate_run(folder, args, default, make_agent)
-        if args.resume:
-            args = dataclasses.replace(merge_args(folder, args, default, RESUMABLE), resume=folder)
+            return print_evaluation(args, make_agent)
+        folder = args.resume or run_folder(args)
+        kept = f"; what it has done is kept, go on with --resume {folder}"
         train(args, make_agent, stop)
         if stop.signum:
             sys.exit(128 + stop.signum)
         print(f"done: curves in {folder}/eval.csv, the agent in {folder}/checkpoint.pt")
-    except (UsageError, RunError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        kept = f"; {last_checkpoint(folder)}" if stop.training else ""
-        print(f"\nerror: {first_line(error)}{kept}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except (RunError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        usage = isinstance(error, UsageError)
+        print(f"\nerror: {one_line(error)}{kept * (stop.training and not usage)}", file=sys.stderr)
+        sys.exit(2 if usage else 1)
     except SystemExit:
-        print(f"\nstopped: {last_checkpoint(folder)}", file=sys.stderr)
+        print(f"\nstopped{kept}" * stop.training, file=sys.stderr)
         raise
 
 
 if __name__ == "__main__":
-    main(parse(Args))
+    main()

@@ -7,11 +7,11 @@ curves is a difference between two methods. `omnet-sac` is there too, for what a
 """
 
 import copy
-import dataclasses
 import math
 import sys
-from dataclasses import dataclass
-from typing import Annotated, Literal, Union
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -19,7 +19,7 @@ import tyro
 from tyro.conf import Suppress
 
 import omnet_sac
-from omnet_sac import NORMALISATION, Args, OMNet, OMNetSAC, ReplayBuffer, UsageError, mlp, parse, stream
+from omnet_sac import Args, OMNet, OMNetSAC, ReplayBuffer, UsageError, mlp, stream, whole_numbers
 from paper.probes import Probes, probed
 
 # Table 1 of the paper, for DroQ and Sin-DroQ; elsewhere the 0.01 of DroQ's authors
@@ -81,25 +81,25 @@ def table_dropout(num_critics: int, env_id: str) -> float:
     return DROPOUT[1 if num_critics == 1 else 2].get(env_id, 0.01)
 
 
-def balanced(p_one: torch.Tensor, num_subnets: int, generator: torch.Generator) -> torch.Tensor:
-    """Masks (N, n) with parameter j in N * p_one[j] of them, rounded at random to a whole number of this mean."""
-    rank = torch.rand(num_subnets, len(p_one), generator=generator, device=p_one.device).argsort(0).argsort(0)
-    rounding = torch.rand(len(p_one), generator=generator, device=p_one.device)
-    return (rank < (num_subnets * p_one + rounding).floor()).to(torch.uint8)
+def balanced(density: torch.Tensor, num_subnets: int, generator: torch.Generator) -> torch.Tensor:
+    """Masks (N, n) with parameter j in N * density[j] of them, rounded at random to a whole number of this mean."""
+    rank = torch.rand(num_subnets, len(density), generator=generator, device=density.device).argsort(0).argsort(0)
+    rounding = torch.rand(len(density), generator=generator, device=density.device)
+    return (rank < (num_subnets * density + rounding).floor()).to(torch.uint8)
 
 
 class OMNetVariant(OMNetSAC):
     """OMNet-SAC with the masks that OMNetArgs asks for; by default its own."""
 
-    def unmasked(self, network: str) -> tuple[type | str, ...]:
-        return super().unmasked(network) if self.args.dense_in in ("both", network) else NORMALISATION
-
     def make_networks(self) -> tuple[OMNet, OMNet]:
-        networks = super().make_networks()
-        if self.args.balanced_masks:
-            for omnet in networks:
-                omnet.masks.copy_(balanced(omnet.p_one, len(omnet.masks), self.mask_generator))
-        return networks
+        args, (critic, actor) = self.args, super().make_networks()
+        if args.dense_in != "both":  # an agent of the same seed has the same weights and random numbers
+            literal = OMNetSAC(replace(args, mask_input=True, mask_output=True), self.obs_dim, self.action_dim)
+            critic, actor = (critic, literal.actor) if args.dense_in == "critic" else (literal.critic, actor)
+        if args.balanced_masks:
+            for omnet in (critic, actor):
+                omnet.masks.copy_(balanced(omnet.density, len(omnet.masks), self.mask_generator))
+        return critic, actor
 
 
 class Dropout(nn.Module):
@@ -128,24 +128,30 @@ class Ensemble(OMNet):
         self.num_critics, self.hidden_shape = len(nets), hidden_shape
         self.dropout = nets[0].p if isinstance(nets[0], Dropout) else 0.0
 
-    def select(self, steps: int, k: int, generator=None) -> torch.Tensor:
-        """Where OMNet takes one subnetwork (k = 1), all critics; else k different ones: i (steps, k). With dropout, the
-        units kept (steps, k, 2, B, hidden_dim) in k passes, which the critics take in turns."""
+    def sample(self, steps: int, k: int, generator=None) -> torch.Tensor:
+        """In place of masks: where OMNet takes one subnetwork (k = 1), all critics; else the indices (steps, k) of k
+        different ones. With dropout, the units kept (steps, k, 2, B, hidden_dim) in k passes, which critics share."""
         k = self.num_critics if k == 1 else k
         if not self.dropout:
-            return super().select(steps, k, generator)
+            order = torch.rand(steps, self.num_critics, generator=generator, device=self.theta.device).argsort(1)
+            return order[:, :k]
         shape = steps, k, *self.hidden_shape
         bits = torch.empty(math.ceil(math.prod(shape) / 4), dtype=torch.int64, device=self.theta.device)
         bits = bits.random_(-(2**63), None, generator=generator).view(torch.int16)[: math.prod(shape)]
         return (bits >= round(self.dropout * 2**16) - 2**15).view(torch.uint8).view(shape)  # 6x faster than bernoulli
 
-    def forward(self, theta: torch.Tensor, i: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The outputs (k, B, 1) of the critics chosen by `select`."""
+    def forward(self, theta: torch.Tensor, chosen: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The outputs (k, B, 1) of the critics chosen by `sample`."""
         critics = theta.view(self.num_critics, -1)
         if self.dropout:
-            return torch.stack([self.subnet(critics[j % self.num_critics], x, keep) for j, keep in enumerate(i)])
-        critics = critics if len(i) == self.num_critics else critics[i]
+            return torch.stack([self.subnet(critics[j % self.num_critics], x, keep) for j, keep in enumerate(chosen)])
+        critics = critics if len(chosen) == self.num_critics else critics[chosen]
         return torch.vmap(self.subnet, (0, None))(critics, x)
+
+    def subnet(self, theta: torch.Tensor, x: torch.Tensor, *keep: torch.Tensor) -> torch.Tensor:
+        """As OMNet's, with the units that dropout keeps as another input."""
+        views = theta.split([shape.numel() for shape in self.shapes.values()])
+        return self.call({name: view.view(self.shapes[name]) for name, view in zip(self.shapes, views)}, (x, *keep))
 
 
 class EnsembleSAC(OMNetSAC):
@@ -164,8 +170,8 @@ class EnsembleSAC(OMNetSAC):
         critics = [make_critic() for _ in range(args.num_critics)]
         return Ensemble(critics, (2, args.batch_size, args.hidden_dim)), OMNet(actor, 1, 0.0)
 
-    def q_value(self, theta, i, obs_action) -> torch.Tensor:
-        q = super().q_value(theta, i, obs_action)
+    def q_value(self, theta, masks, obs_action) -> torch.Tensor:
+        q = super().q_value(theta, masks, obs_action)
         is_actor_loss = theta is self.critic.theta  # the critic's loss has a theta of its own, to differentiate
         return q.amin(0, keepdim=True) if self.args.actor_minimum and is_actor_loss else q
 
@@ -178,22 +184,26 @@ class EnsembleSAC(OMNetSAC):
     def reset(self, k: int) -> None:
         """Fresh networks, target, optimizers and alpha, for the k-th time; random state and step count go on."""
         seed = int(stream(self.args.seed, "weights", k).integers(2**63))
-        fresh = type(self)(dataclasses.replace(self.args, seed=seed), self.obs_dim, self.action_dim)
+        fresh = type(self)(replace(self.args, seed=seed), self.obs_dim, self.action_dim)
         self.load_state_dict(fresh.state_dict() | {"_extra_state": copy.deepcopy(self.get_extra_state())})
 
 
 def without_layer_norm(net: nn.Sequential) -> nn.Sequential:
-    return nn.Sequential(*(layer for layer in net if not isinstance(layer, nn.LayerNorm)))
+    layers = net.named_children()
+    return nn.Sequential(OrderedDict((name, layer) for name, layer in layers if not isinstance(layer, nn.LayerNorm)))
 
 
 def make_agent(args: OMNetArgs | Baseline, obs_dim: int, action_dim: int) -> OMNetSAC:
-    """The agent that the class of `args` stands for, with its probes."""
+    """The agent that the class of `args` stands for, with its probes. Raises UsageError for knobs that cannot work."""
+    check_args(args)
     agent_class = EnsembleSAC if isinstance(args, Baseline) else OMNetVariant
     return probed(agent_class)(args, obs_dim, action_dim)
 
 
-def check_args(args: Baseline) -> None:
+def check_args(args: OMNetArgs | Baseline) -> None:
     """Raises UsageError for knobs that no run can work with."""
+    if isinstance(args, OMNetArgs):
+        return
     if args.num_critics < 1:
         raise UsageError("--num-critics must be at least 1 (with 1, the TD target is that one: no minimum)")
     if args.dropout is not None and not 0 <= args.dropout < 1:
@@ -207,25 +217,21 @@ def check_args(args: Baseline) -> None:
 def method_args(method: str, words: list[str], **given) -> OMNetArgs | Baseline:
     """The flags of a method from its command line, by default those `given`, then its own; an unknown one ends the
     program."""
-    default = dataclasses.replace(METHODS[method][1], **given)
+    default = replace(METHODS[method][1], **given)
+    words = whole_numbers(default, words)
     return tyro.cli(type(default), default=default, args=words, prog=f"python -m paper.baselines {method}")
 
 
-def main(args: OMNetArgs | Baseline) -> None:
-    """As omnet_sac.main, for any method."""
-    try:
-        if isinstance(args, Baseline):
-            check_args(args)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    default = next(default for _, default in METHODS.values() if default.method == args.method)
-    omnet_sac.main(args, make_agent, default)
+def main(words: list[str]) -> None:
+    """As omnet_sac.main, for the method that the command line begins with."""
+    method, *words = words or ["--help"]
+    if method not in METHODS:
+        told = "\n".join(f"  {name:12} {text}" for name, (text, _) in METHODS.items())
+        print(f"python -m paper.baselines METHOD [FLAGS]; METHOD --help has the flags. Methods:\n{told}")
+        sys.exit(0 if method in ("-h", "--help") else 2)
+    prog, description = f"python -m paper.baselines {method}", METHODS[method][0]
+    omnet_sac.main(METHODS[method][1], make_agent, words, prog=prog, description=description)
 
 
 if __name__ == "__main__":
-    choices = [
-        Annotated[type(default), tyro.conf.subcommand(name, default=default, description=text)]
-        for name, (text, default) in METHODS.items()
-    ]
-    main(parse(Union[tuple(choices)], description=__doc__))  # noqa: UP007
+    main(sys.argv[1:])

@@ -6,12 +6,15 @@
 A contender is a script that has the command line and the run folder of omnet_sac.py (a copy of it, whatever was changed
 inside), or a method of paper.baselines; each with flags, if any, in one word of the shell. The first one is what the
 others are compared with: omnet_sac.py, unless it is named. Flags after `--` are for all contenders. A run is kept in
-`<results>/<name>-<hash of program and flags>/`, so that nothing is reused once either has changed.
+`<results>/<name>-<hash>/`: of flags, program, all that it imports but installed packages, and the module of
+`module:EnvId`, so that nothing is reused once one of these has changed.
 """
 
-import dataclasses
+import ast
+import importlib.util
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +25,7 @@ import numpy as np
 import tyro
 
 from omnet_sac import UsageError, check_args
-from paper.baselines import METHODS
+from paper.baselines import METHODS, method_args
 from paper.flops import sizes
 from paper.stats import (
     along,
@@ -57,12 +60,10 @@ from paper.sweep import (
     run_missing,
     size_folder,
     split,
-    typed_flags,
     words_of,
 )
 
 BASELINE = "omnet_sac.py"
-OWN = {"env_id", "seed", "run_dir", "resume", "evaluate"}
 WHOLE = ("total_timesteps", "learning_starts", "eval_interval", "hidden_dim", "buffer_size")
 ADVICE = "A miniature is not the original: `--protocol paper` has the paper's tasks and size."
 
@@ -94,17 +95,46 @@ class Contender:
     text: str
     program: tuple[str, ...]
     flags: dict
-    code: str
 
     @property
     def name(self) -> str:
         return Path(self.program[-1]).stem
 
-    def run(self, flags: dict, results: Path) -> Run:
-        """Its run with these flags, in a folder that is named by its code and all flags but task and seed."""
-        same = {name: value for name, value in flags.items() if name not in ("env_id", "seed")}
-        key = sha256("\n".join([self.code, *words_of(dict(sorted(same.items())))]).encode()).hexdigest()[:8]
-        return Run(self.program, flags | {"run_dir": results / f"{self.name}-{key}"}, self.code)
+    def run(self, flags: dict, results: Path, files: tuple[Path, ...]) -> Run:
+        """Its run with these flags, in a folder that is named by its files and all flags but task and seed."""
+        code, same = digest(files), {name: value for name, value in flags.items() if name not in ("env_id", "seed")}
+        key = sha256("\n".join([code, *words_of(dict(sorted(same.items())))]).encode()).hexdigest()[:8]
+        return Run(self.program, flags | {"run_dir": results / f"{self.name}-{key}"}, files, code)
+
+
+def imported(file: Path, folders: list[Path]) -> Iterator[Path]:
+    """The files that a Python file imports, anywhere in it, of those that are in these folders."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        module, level = getattr(node, "module", None), getattr(node, "level", 0)
+        for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else []:
+            parts = [*(module.split(".") if module else []), *alias.name.split(".")]
+            for k, part in enumerate(parts):
+                within = [f.joinpath(*parts[:k]) for f in ([file.parents[level - 1]] if level else folders)]
+                found = [f / name for f in within for name in (f"{part}/__init__.py", f"{part}.py")]
+                yield from [path for path in found if path.exists()][:1]
+
+
+def sources(program: tuple[str, ...], env_id: str) -> tuple[Path, ...]:
+    """The files of a program and of the module in `module:EnvId`, with all that they import but installed packages.
+
+    Raises UsageError where one of them is no Python.
+    """
+    files = [ROOT / "paper" / "baselines.py" if program[0] == "-m" else Path(program[0])]
+    paths = [p for p in sys.path if "site-packages" not in p and not Path(p).is_relative_to(sys.base_prefix)]
+    folders = [files[0].parent, ROOT, *map(Path, paths)]
+    if ":" in env_id:
+        files.append(Path(importlib.util.find_spec(env_id.split(":")[0]).origin))
+    for file in files:
+        try:
+            files += [path for path in dict.fromkeys(imported(file, folders)) if path not in files]
+        except (SyntaxError, ValueError) as error:
+            raise UsageError(f"{file} is no Python: {error}") from None
+    return tuple(files)
 
 
 def contender(text: str) -> Contender:
@@ -118,10 +148,7 @@ def contender(text: str) -> Contender:
         program = (str(ROOT / BASELINE),)
     else:
         raise UsageError(f"{program or 'nothing'} is neither a script (.py) nor one of {', '.join(METHODS)}")
-    flags = flags_of(words)
-    for name in OWN & flags.keys():
-        raise UsageError(f"--{name.replace('_', '-')} is not for a contender: it is the same for all, or chosen here")
-    return Contender(text, program, flags, digest(program))
+    return Contender(text, program, flags_of(words))
 
 
 def contenders(texts: tuple[str, ...]) -> list[Contender]:
@@ -147,7 +174,8 @@ def contender_runs(flags: Flags, rivals: list[Contender], words: list[str]) -> d
             size = {k: v for k, v in protocol.size(env_id).items() if k != "bias_interval"}  # which scripts do not know
             given = {"env_id": env_id} | size | device | shared | rival.flags
             given = checked(rival.program[-1], given) if rival.program[0] == "-m" else whole(given)
-            runs[rival.text][env_id] = [rival.run(given | {"seed": seed}, flags.results) for seed in seeds]
+            files = sources(rival.program, env_id)
+            runs[rival.text][env_id] = [rival.run(given | {"seed": seed}, flags.results, files) for seed in seeds]
     return runs
 
 
@@ -161,9 +189,9 @@ def whole(flags: dict) -> dict:
 
 def checked(method: str, flags: dict) -> dict:
     """The flags of a method of paper.baselines, in its types. Raises UsageError where they cannot work."""
-    flags = typed_flags(method, words_of(flags))
-    check_args(dataclasses.replace(METHODS[method][1], **flags))
-    return flags
+    args = method_args(method, words_of(flags))
+    check_args(args)
+    return {name: getattr(args, name) for name in flags}
 
 
 @dataclass

@@ -5,7 +5,7 @@
 Writes `<name>.png` and `<name>.md` for each figure into `<results>/figures/`, with `--protocol small` from runs in
 `<results>/small` into `<results>/small/figures/`. A figure made of fewer seeds or steps than the protocol's says so in
 its title. Curves are of finished runs with equal flags: of what was run most often, the longest. Intervals are 95%
-bootstrap intervals over seeds.
+intervals over seeds, of paper/stats.py; an axis reaches as far as single seeds do, and cuts off wider intervals.
 """
 
 import csv
@@ -33,16 +33,16 @@ from paper.stats import (
     COLORS,
     along,
     area,
-    bootstrap,
+    as_wide_as,
     curve,
     draw,
     improvement_text,
     interval,
-    iqm,
     iqm_text,
     last_sixth,
     legend_beside,
     line_style,
+    margins,
     markdown,
     normalised,
     panels,
@@ -164,10 +164,10 @@ def numbered(variants: Iterable[str]) -> dict[str, int]:
 
 def draw_means(axis, groups: dict[float, np.ndarray], **style) -> None:
     """At each x the mean of its values (seeds,), with its 95% interval."""
-    means = np.array([values.mean() for values in groups.values()])
-    bounds = [bootstrap([values], lambda sample: sample[0].mean()) for values in groups.values()]
-    low, high = np.reshape(bounds, (-1, 2)).T
-    axis.errorbar([*groups], means, [means - low, high - means], **style)
+    x, means = [*groups], [values.mean() for values in groups.values()]
+    bars = np.transpose([margins([values]) for values in groups.values()])
+    with as_wide_as(axis, np.repeat(x, [*map(len, groups.values())]), np.concatenate([*groups.values()])):
+        axis.errorbar(x, means, bars, **style)
 
 
 def better(*tasks: tuple[list[Path], list[Path]], by_score: bool = False) -> str:
@@ -198,7 +198,7 @@ def draw_curves(results: Results) -> str:
             longest[env_id] = max(longest.get(env_id, steps), steps, key=lambda s: s[-1])
             draw(axis, steps, values, results.looks[title], title)
             scores = last_sixth(steps, values)
-            told = interval(scores), interval(scores, iqm), better((runs, omnet), by_score=True)
+            told = interval(scores), iqm_text([scores], 0), better((runs, omnet), by_score=True)
             told += interval(area(values)), better((runs, omnet))
             rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *told])
         if results.protocol == "paper":
@@ -565,7 +565,7 @@ def draw_maze(results: Results) -> str:
 def draw_streams(results: Results) -> str:
     """Of each variant, runs whose masks followed from the weights' random numbers, beside those of today: a panel with
     two curves. Returns the table."""
-    (env_id,), rows, seeds = results.tasks(), [], []
+    (env_id, *_), rows, seeds = results.tasks(), [], []
     fig, axes = panels(results.variants)
     before = Results(results.name, replace(results.flags, results=results.root / "earlier_streams"), results.words)
     for axis, (title, variant) in zip(axes[0], results.variants.items()):

@@ -7,10 +7,21 @@ import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from omnet_sac import Args, ReplayBuffer, make_env, open_csv, run_folder, stream, torch_generator
+from omnet_sac import (
+    Args,
+    ReplayBuffer,
+    append_csv,
+    episode,
+    kept_random_state,
+    make_env,
+    run_folder,
+    stream,
+    torch_generator,
+)
 
 VISITED_STEPS = 1000  # as far as Figure 6 looks
 BIAS_STATES = 1000  # states that enter a measurement of the value bias, at least
@@ -34,14 +45,12 @@ def trajectories(args: Args, agent) -> list[tuple]:
     """(subnet, t, *observation) along one deterministic episode of each actor subnetwork."""
     rng, rows = stream(args.seed, "probes"), []
     generator, start = torch_generator(rng, args.device), int(rng.integers(2**31))
-    with closing(make_env(args)) as env:
+    with closing(make_env(args)) as env, kept_random_state():
         for subnet in range(agent.num_actor_subnets):
-            (obs, _), t, done = env.reset(seed=start), 0, False
-            rows.append((subnet, t, *obs))
-            while not done:
-                obs, _, terminated, truncated, _ = env.step(agent.act(obs, subnet, generator, deterministic=True))
-                t, done = t + 1, terminated or truncated
-                rows.append((subnet, t, *obs))
+            act = partial(agent.act, subnet=subnet, generator=generator, deterministic=True)
+            steps = list(episode(env, start, args.obs_noise, act))
+            path = [obs for obs, *_ in steps] + [steps[-1][3]]
+            rows += [(subnet, t, *obs) for t, obs in enumerate(path)]
     return rows
 
 
@@ -51,17 +60,19 @@ def soft_episode(args: Args, agent, env, generator: torch.Generator, seed: int) 
     Q^pi(s_t, a_t) = r_t + gamma (Q^pi(s_{t+1}, a_{t+1}) - alpha log pi(a_{t+1} | s_{t+1})), summed up from the end with
     the learned alpha. Of an episode that was truncated, states too close to its end are left out.
     """
-    i, alpha = agent.actor.select(1, 1, generator)[0], agent.log_alpha.exp().item()
-    (obs, _), done, pairs, rewards, log_pis = env.reset(seed=seed), False, [], [], []
-    while not done:
+    mask, alpha = agent.actor.sample(1, 1, generator)[0], agent.log_alpha.exp().item()
+    pairs, rewards, log_pis = [], [], []
+
+    def act(obs):
         x = torch.as_tensor(obs, dtype=torch.float32, device=args.device)
         noise = torch.randn(agent.action_dim, generator=generator, device=args.device)
-        action, log_pi = agent.policy(agent.actor.theta, i, x, noise)
-        obs, reward, terminated, truncated, _ = env.step(action.cpu().numpy())
-        done = terminated or truncated
+        action, log_pi = agent.policy(agent.actor.theta, mask, x, noise)
         pairs.append(torch.cat([x, action]))
-        rewards.append(float(reward))
         log_pis.append(log_pi.item())
+        return action.cpu().numpy()
+
+    for _, _, reward, _, terminated, _ in episode(env, seed, args.obs_noise, act):  # noqa: B007
+        rewards.append(reward)
     q, next_value = torch.zeros(len(rewards)), 0.0
     for t in reversed(range(len(rewards))):
         q[t] = rewards[t] + args.gamma * next_value
@@ -99,21 +110,21 @@ def value_bias(args: Args, agent, step: int) -> dict[str, float]:
     generator = torch_generator(rng, args.device)
     theta = agent.critic.theta.clone()  # not theta itself, of which SAC's agent would give the actor's minimum
     states, values, returns = [], [], [torch.zeros(0)]
-    with closing(make_env(args)) as env:
+    with closing(make_env(args)) as env, kept_random_state():
         while (known := sum(map(len, returns))) < BIAS_STATES and (known or len(returns) <= 5):  # 5 in vain: give up
             pairs, q_pi = soft_episode(args, agent, env, generator, int(rng.integers(2**31)))
             for chunk in pairs.split(args.batch_size):
                 x = torch.zeros(args.batch_size, pairs.shape[1], device=args.device)  # dropout's masks are a batch
                 x[: len(chunk)] = chunk
-                i = agent.critic.select(1, args.num_subnets, generator)[0]
-                values.append(agent.q_value(theta, i, x)[:, : len(chunk)].cpu())
+                masks = agent.critic.sample(1, args.num_subnets, generator)[0]
+                values.append(agent.q_value(theta, masks, x)[:, : len(chunk)].cpu())
             states.append(pairs[:, : agent.obs_dim])
             returns.append(q_pi)
     if not values:
         return {"states": 0}
     q, q_pi = torch.cat(values, 1), torch.cat(returns)
     bias = q.mean(0) - q_pi
-    every = agent.actor.select(1, args.num_subnets, generator)[0]
+    every = agent.actor.sample(1, args.num_subnets, generator)[0]
     actions = agent.actor(agent.actor.theta, every, torch.cat(states)).chunk(2, -1)[0].tanh().cpu()
     row = {"states": len(bias), "mean": bias.mean(), "std": bias.std(), "return": q_pi.mean()}
     row |= {"normalised_mean": bias.mean() / q_pi.mean().abs(), "normalised_std": bias.std() / q_pi.mean().abs()}
@@ -126,14 +137,11 @@ def probed(make_agent: Callable) -> Callable:
 
     def make_probed_agent(args, obs_dim: int, action_dim: int):
         agent = make_agent(args, obs_dim, action_dim)
-        update, files, coordinates = agent.update, {}, ",".join(f"obs_{i}" for i in range(obs_dim))
+        update, coordinates = agent.update, ",".join(f"obs_{i}" for i in range(obs_dim))
 
         def record(name: str, columns: str, step: int, rows: list[tuple]) -> None:
-            if name not in files:
-                files[name] = open_csv((args.resume or run_folder(args)) / name, f"step,{columns}")
-            for row in rows:
-                print(step, *(f"{x:.8g}" if isinstance(x, float) else x for x in row), sep=",", file=files[name])
-            files[name].flush()
+            rows = [(step, *(f"{x:.8g}" if isinstance(x, float) else x for x in row)) for row in rows]
+            append_csv((args.resume or run_folder(args)) / name, *rows, columns=f"step,{columns}")
 
         def update_and_record(buffer: ReplayBuffer) -> dict[str, float]:
             metrics, step = update(buffer), buffer.added

@@ -25,7 +25,7 @@ import gymnasium as gym
 import torch
 import tyro
 
-from omnet_sac import Args, ReplayBuffer, UsageError, check_args, compile_steps, first_line, interact, make_env, stream
+from omnet_sac import Args, ReplayBuffer, UsageError, check_args, compile_steps, explore, make_env, one_line, stream
 from paper.baselines import METHODS, Baseline, make_agent, method_args
 from paper.baselines import check_args as check_baseline
 from paper.flops import Products, trace
@@ -109,7 +109,8 @@ def floor(products: Products, device: str) -> Callable[[], float]:
 
 def training(args: Args, agent, env: gym.Env, buffer: ReplayBuffer) -> Iterator[int]:
     """The loop of a run without evaluations, logs and checkpoints; yields 1 per environment step."""
-    for _ in interact(args, agent, env, buffer, stream(args.seed, "episodes"), step=args.learning_starts):
+    endless = dataclasses.replace(args, total_timesteps=10**12)
+    for _ in explore(endless, agent, env, buffer, stream(args.seed, "episodes")):
         yield 1
 
 
@@ -148,7 +149,7 @@ def peer_loops(args: Args, threads: int, buffer: ReplayBuffer) -> dict[str, Iter
                 next(loops[name])
         except (ImportError, RuntimeError) as error:  # RuntimeError: JAX without CUDA
             del loops[name]
-            missing.append(f"{name} ({first_line(error)})")
+            missing.append(f"{name} ({one_line(error)})")
     if missing:
         print(f"not timed: {', '.join(missing)}", flush=True)
     return loops

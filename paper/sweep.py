@@ -6,11 +6,14 @@ folder of omnet_sac.py are all that is asked of it. What it prints goes to a fil
 
 import dataclasses
 import json
+import operator
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,8 +26,9 @@ from typing import NoReturn
 import ray
 import tyro
 from ray import cloudpickle
+from tqdm import tqdm
 
-from omnet_sac import Args, Output, UsageError, first_line, progress
+from omnet_sac import Args, UsageError
 from paper.baselines import METHODS, method_args
 from paper.flops import gflop_per_step, reason, script_gflop_per_step, sizes
 
@@ -36,6 +40,9 @@ FREE = {"run_dir", "resume", "evaluate", "device", "track", "compile", "capture_
 # How large a run is and what is recorded beside it: not part of what its method is
 SIZE = {"total_timesteps", "learning_starts", "hidden_dim", "eval_interval", "eval_episodes"}
 RECORDED = {"bias_interval", "trajectory_interval"}
+# Flags that differ from run to run, and what says so for a sweep
+OWN = {"env_id": "name tasks by --env-ids", "seed": "say how many by --seeds", "run_dir": "name a folder by --results"}
+OWN |= {"resume": "the same command again resumes what is not finished", "evaluate": "use omnet_sac.py itself"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,10 @@ def split(words: list[str], flags_class: type) -> tuple[list[str], list[str]]:
 
 
 def flags_of(words: list[str]) -> dict:
-    """Flags by name from a command line: `--gamma 0.9 --no-compile` is {"gamma": "0.9", "compile": False}."""
+    """Training flags by name from a command line: `--gamma 0.9 --no-compile` is {"gamma": "0.9", "compile": False}.
+
+    Several values are a list. Raises UsageError for what is no flag, and for flags that a sweep sets itself.
+    """
     flags, name = {}, None
     for word in words:
         if word.startswith("--"):
@@ -106,8 +116,10 @@ def flags_of(words: list[str]) -> dict:
     named = {}
     for name, values in flags.items():
         negated = name.startswith("no-") and not values
-        value = " ".join(values) if values else not negated
+        value = (values if len(values) > 1 else values[0]) if values else not negated
         named[name.removeprefix("no-" if negated else "").replace("-", "_")] = value
+    for name in OWN.keys() & named.keys():
+        raise UsageError(f"--{name.replace('_', '-')} is for a single run: {OWN[name]}")
     return named
 
 
@@ -119,7 +131,7 @@ def words_of(flags: dict) -> list[str]:
         if isinstance(value, bool):
             words.append(f"--{'' if value else 'no-'}{flag}")
         elif value is not None:
-            words += [f"--{flag}", *str(value).split(" ")]
+            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
     return words
 
 
@@ -136,12 +148,13 @@ class Run:
     """One training run.
 
     `program` is what follows `python`: a script, or -m paper.baselines and a method. `flags`, by name, have env_id,
-    seed, run_dir, total_timesteps, learning_starts, eval_interval at least. With `code`, the SHA-256 of the program, a
-    program that has changed is not run.
+    seed, run_dir, total_timesteps, learning_starts, eval_interval at least. With `code`, the SHA-256 of the `sources`,
+    it is not run once these have changed.
     """
 
     program: tuple[str, ...]
     flags: dict
+    sources: tuple[Path, ...] = ()
     code: str = ""
 
     @property
@@ -174,15 +187,16 @@ class Run:
     @property
     def words(self) -> list[str]:
         """The command after `python`: to go on where there is a run, else with every flag."""
-        return [*self.program, *(["--resume", str(self.folder)] if self.folder else words_of(self.flags))]
+        begun = self.folder and (self.folder / "checkpoint.pt").exists()
+        return [*self.program, *(["--resume", str(self.folder)] if begun else words_of(self.flags))]
 
     def command(self) -> str:
         return shlex.join(["python", *self.words])
 
 
-def method_run(method: str, flags: dict, code: str = "") -> Run:
+def method_run(method: str, flags: dict) -> Run:
     """A run of a method of paper.baselines."""
-    return Run(("-m", "paper.baselines", method), flags, code)
+    return Run(("-m", "paper.baselines", method), flags)
 
 
 def stored_flags(folder: Path) -> dict:
@@ -190,7 +204,7 @@ def stored_flags(folder: Path) -> dict:
     try:
         return dict(json.loads((folder / "args.json").read_text())["args"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder / 'args.json'} does not hold the flags of a run: {first_line(error)}") from None
+        raise UsageError(f"{folder / 'args.json'} does not hold the flags of a run: {error}") from None
 
 
 def last_step(path: Path) -> int:
@@ -270,7 +284,7 @@ def finished_runs(results: Path, method: str, env_id: str, flags: dict) -> list[
                 run = stored["total_timesteps"], path.parent
                 group[stored["seed"]] = max(group.get(stored["seed"], run), run)
         except (UsageError, ValueError, TypeError) as error:
-            print(f"left out: {path.parent}: {first_line(error)}", file=sys.stderr)
+            print(f"left out: {path.parent}: {error}", file=sys.stderr)
     choices = []
     for group in groups.values():
         for shortest, _ in group.values():
@@ -286,14 +300,8 @@ def size_folder(results: Path, protocol: str, hidden_dim: int) -> Path:
     return results / {"paper": f"paper_width_{hidden_dim}", "small": f"width_{hidden_dim}"}[protocol]
 
 
-def digest(program: tuple[str, ...]) -> str:
-    """SHA-256 of what a program runs: a script, and omnet_sac.py if it imports that; or the files of a method."""
-    if program[0] == "-m":
-        files = [ROOT / "omnet_sac.py", ROOT / "paper/baselines.py", ROOT / "paper/probes.py"]
-    else:
-        files, beside = [Path(program[0])], Path(program[0]).with_name("omnet_sac.py")
-        if re.search(r"^\s*(import|from) omnet_sac\b", files[0].read_text(), re.M):
-            files.append(beside if beside.exists() else ROOT / "omnet_sac.py")
+def digest(files: tuple[Path, ...]) -> str:
+    """SHA-256 of files."""
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -323,32 +331,38 @@ def memory(run: Run) -> int:
     return int(0.8e9 + 4 * rows * (2 * obs_dim + action_dim + 3))
 
 
-# Starts a Python program that Linux kills together with the process that started it
-TIED = """import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+# Starts a Python program that hears SIGINT, which Ray blocks, and that Linux kills together with what started it
+TIED = """import ctypes, os, signal, sys
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
+# Variables of the environment that are a node's own
+OF_A_NODE = re.compile(r"RAY_|SLURM_|HOSTNAME|TMPDIR|\w*VISIBLE_DEVICES")
 
 
 @ray.remote(max_calls=1, retry_exceptions=[ChildProcessError])
-def execute(run: Run, folder: Path) -> tuple[int, str]:
-    """Begins or resumes a run, in the current folder of the sweep; its exit code, and what it printed.
+def execute(run: Run, folder: Path, variables: dict[str, str]) -> tuple[int, str]:
+    """Begins or resumes a run, in folder and environment of the sweep; its exit code, and what it printed.
 
     Raises ChildProcessError if it was killed, which is tried again, as is a worker that died: nothing runs on beside.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # for ray.cancel; what a script has in its back ignores it
     os.chdir(folder)
-    if run.code and run.code != digest(run.program):
-        return 2, f"error: {run.program[0]} has changed since the sweep began"
-    command = [sys.executable, *(["-c", TIED] if sys.platform == "linux" else []), *run.words]
+    if run.code and run.code != digest(run.sources):
+        return 2, f"error: {', '.join(map(str, run.sources))}: one of these has changed since the sweep began"
+    command = [sys.executable, "-c", TIED, *run.words]
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("a+b") as log:
         start = log.seek(0, os.SEEK_END)
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": os.environ | variables}
+        process = subprocess.Popen(command, **options, start_new_session=True)  # no Ctrl-C but from here
         try:
             while process.poll() is None:
                 time.sleep(0.2)  # not process.wait(), which ray.cancel would not interrupt
         except KeyboardInterrupt:
-            process.terminate()  # the run ends after its episode, with a checkpoint
+            process.send_signal(signal.SIGINT)  # the run ends after its episode, with a checkpoint
             process.wait()
             raise
         log.seek(start)
@@ -357,21 +371,64 @@ def execute(run: Run, folder: Path) -> tuple[int, str]:
         return process.returncode, log.read().decode(errors="replace")
 
 
+def environment() -> dict[str, str]:
+    """The variables that a run has from the sweep, on whatever node it is."""
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    variables = {name: value for name, value in os.environ.items() if not OF_A_NODE.match(name)}
+    return variables | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+
+
+def check_address(address: str) -> None:
+    """Raises UsageError where no Ray cluster can be reached in 15 seconds; Ray itself would try for minutes."""
+    command = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False)"]
+    try:
+        subprocess.run(command, capture_output=True, check=True, timeout=15)
+    except subprocess.SubprocessError:
+        told = "does it run, and has it the RAY_AUTH_MODE and RAY_AUTH_TOKEN that are set here?"
+        raise UsageError(f"--ray-address {address}: no Ray cluster lets this program in: {told}") from None
+
+
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """A connection to Ray: to the cluster there, else to one of this machine; within another one, that."""
+    """A connection to Ray: to the cluster there, else to one of this machine; within another one, that.
+
+    Raises UsageError where no cluster answers at the address.
+    """
     if ray.is_initialized():
         yield
         return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not import torch, their runs do
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    options = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}}, "log_to_driver": False}
-    ray.init(address or "local", logging_level="error", **options | ({} if address else {"include_dashboard": False}))
+    options = {"address": address or "local", "logging_level": "error", "log_to_driver": False}
+    if address:
+        check_address(address)
+    else:
+        options |= {"object_store_memory": 10**8, "include_dashboard": False}
+        if sys.platform == "linux":  # Ray knows the quota of a container, and not what taskset or a job's share leave
+            cores = len(os.sched_getaffinity(0)), ray._private.utils.get_num_cpus(override_docker_cpu_warning=True)
+            options["num_cpus"] = max(1, min(cores))
+        if len(tempfile.gettempdir()) > 30:
+            options["_temp_dir"] = "/tmp/ray"  # the paths of Ray's sockets have 107 letters at most
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in Ray's processes for ever, as it does with SIGINT
     try:
+        ray.init(**options)
+        for signum in (signal.SIGINT, signal.SIGTERM):  # in the background of a script, SIGINT is ignored
+            signal.signal(signum, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         yield
     finally:
         ray.shutdown()
+
+
+def check_node(resources: Resources, num_bytes: int) -> None:
+    """Raises UsageError where no node of the cluster has what a run needs, for which Ray would wait for ever."""
+    need = resources.num_gpus, num_bytes / 1e9, resources.num_cpus
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [(node.get("GPU", 0), node.get("memory", 0) / 1e9, node.get("CPU", 0)) for node in found]
+    if not any(all(map(operator.ge, node, need)) for node in nodes):
+        told = "{:g} GPUs, {:.1f} GB of memory and {:g} CPU cores"
+        told = f"a run needs {told.format(*need)}, the largest node has {told.format(*max(nodes))}"
+        raise UsageError(f"{told}: lower --num-gpus, --buffer-size or --num-cpus")
 
 
 def steps_done(run: Run) -> int:
@@ -384,7 +441,7 @@ def steps_done(run: Run) -> int:
 
 @contextmanager
 def gentle_stop(pending: dict) -> Iterator[None]:
-    """Ctrl-C ends the pending runs after their episodes, a second one at once."""
+    """Ctrl-C or SIGTERM ends the pending runs after their episodes, a second one at once."""
     try:
         yield
     except KeyboardInterrupt:
@@ -397,26 +454,37 @@ def gentle_stop(pending: dict) -> Iterator[None]:
 
 
 def run_all(runs: list[Run], resources: Resources) -> dict[str, str]:
-    """Runs them all, as many at once as the cluster holds. Returns by name what failed and why."""
+    """Runs them all, as many at once as the cluster holds. Returns by name what failed and why.
+
+    Raises UsageError where the cluster cannot be reached, or has no node that is large enough for one of them.
+    """
     options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "max_retries": resources.retries}
+    if min(options.values()) < 0 or resources.num_gpus > 1 and resources.num_gpus % 1:
+        raise UsageError("--num-cpus, --num-gpus and --retries must not be negative, --num-gpus above 1 be whole")
     total, failed, pending = {run.name: int(run.flags["total_timesteps"]) for run in runs}, {}, {}
-    with cluster(resources.ray_address), progress(sum(total.values())) as bar, gentle_stop(pending):
-        pending |= {execute.options(**options, memory=memory(run)).remote(run, Path.cwd()): run for run in runs}
-        while pending:
-            for ref in ray.wait(list(pending), timeout=2)[0]:
-                run = pending.pop(ref)
-                try:
-                    code, printed = ray.get(ref)
-                    error = reason(printed) if code else ""
-                except ray.exceptions.RayError as dead:
-                    error = f"it died {resources.retries + 1} times: {reason(str(dead))}"
-                if error:
-                    failed[run.name] = error
-                bar.write(f"FAILED: {run.name}: {error}, see {run.log}" if error else f"done: {run.name}")
-            running = {run.name: steps_done(run) for run in pending.values()}
-            shown = ", ".join(f"{name} {steps}" for name, steps in running.items() if steps)
-            bar.set_postfix_str(f"{len(runs) - len(pending) - len(failed)} done, {len(failed)} failed; {shown}", False)
-            bar.update(sum((total | running).values()) - bar.n)  # what has ended counts whole
+    with cluster(resources.ray_address):
+        check_node(resources, max(map(memory, runs)))
+        seconds = 0.1 if sys.stderr.isatty() else 60  # between two looks of the bar
+        shape = {"unit": "step", "dynamic_ncols": True, "mininterval": seconds, "maxinterval": max(10, seconds)}
+        with tqdm(total=sum(total.values()), **shape) as bar, gentle_stop(pending):
+            given = Path.cwd(), environment()
+            pending |= {execute.options(**options, memory=memory(run)).remote(run, *given): run for run in runs}
+            while pending:
+                for ref in ray.wait(list(pending), timeout=2)[0]:
+                    run = pending.pop(ref)
+                    try:
+                        code, printed = ray.get(ref)
+                        error = reason(printed) if code else ""
+                    except ray.exceptions.RayError as dead:
+                        error = f"it died {resources.retries + 1} times: {reason(str(dead))}"
+                    if error:
+                        failed[run.name] = error
+                    bar.write(f"FAILED: {run.name}: {error}, see {run.log}" if error else f"done: {run.name}")
+                running = {run.name: steps_done(run) for run in pending.values()}
+                shown = ", ".join(f"{name} {steps}" for name, steps in running.items() if steps)
+                ended = len(runs) - len(pending)
+                bar.set_postfix_str(f"{ended - len(failed)} done, {len(failed)} failed; {shown}", False)
+                bar.update(sum((total | running).values()) - bar.n)  # what has ended counts whole
     return failed
 
 
@@ -441,10 +509,13 @@ def print_help(flags_class: type) -> NoReturn:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """What a user can mend, or has asked for by Ctrl-C, ends in one sentence and an exit code."""
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
+    """What a user can mend, or has asked for by Ctrl-C or SIGTERM, ends in one sentence and an exit code."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from itertools import combinations
+from itertools import combinations, groupby, product
 from pathlib import Path
 
 import gymnasium as gym
@@ -224,7 +224,7 @@ def test_which_critics_enter_target_and_losses(method):
 
 def test_target_is_the_minimum_over_two_random_critics_of_redq():
     agent = make("redq")
-    pairs = agent.critic.select(5000, 2, torch.Generator().manual_seed(0))
+    pairs = agent.critic.sample(5000, 2, torch.Generator().manual_seed(0))
     assert (pairs[:, 0] != pairs[:, 1]).all()
     counts = torch.bincount((pairs[:, 0] * 10 + pairs[:, 1]), minlength=100).view(10, 10)
     assert (counts[~torch.eye(10, dtype=bool)] - 5000 / 90).abs().max() < 5 * (5000 / 90) ** 0.5
@@ -241,9 +241,9 @@ ALL = torch.arange(10)
 def test_actor_climbs_the_minimum_in_sac_and_else_the_mean(method, pooled):
     agent = make(method)
     obs, noise, i = torch.randn(16, 3), torch.randn(16, 2), ALL[: agent.args.num_critics]
-    action, log_pi = agent.policy(agent.actor.theta, ALL[:1], obs, noise)
+    action, log_pi = agent.policy(agent.actor.theta, agent.actor.masks, obs, noise)
     q = agent.critic(agent.critic.theta, i, torch.cat([obs, action], -1)).squeeze(-1)
-    loss, _, alpha = agent.actor_step(obs, ALL[:1], i, noise)
+    loss, _, alpha = agent.actor_step(obs, agent.actor.masks, i, noise)
     assert loss.item() == pytest.approx((alpha * log_pi - getattr(q, pooled)(0)).mean().item(), rel=1e-4, abs=1e-6)
 
 
@@ -251,19 +251,19 @@ def test_dropout_comes_before_layer_norm_before_relu_and_is_active_in_every_pass
     agent = make("droq", dropout=0.25, hidden_dim=64)
     net = Dropout(mlp(5, 1, 64), 0.25)
     assert [type(layer).__name__ for layer in net.net] == ["Linear", "LayerNorm", "ReLU"] * 2 + ["Linear"]
-    x, keep = torch.randn(16, 5), agent.critic.select(1, 1)[0, 0]
+    x, keep = torch.randn(16, 5), agent.critic.sample(1, 1)[0, 0]
     expected = x
     for k in range(2):
         linear, norm = net.net[3 * k], net.net[3 * k + 1]
         expected = torch.relu(norm(linear(expected) * keep[k] / 0.75))
     torch.testing.assert_close(net(x, keep), net.net[6](expected))
     for k, passes in ((1, 2), (2, 2)):  # updates and actor: both critics; target: both, with units of their own
-        keep = agent.critic.select(50, k, torch.Generator().manual_seed(0))
+        keep = agent.critic.sample(50, k, torch.Generator().manual_seed(0))
         assert keep.shape == (50, passes, 2, 16, 64) and keep.unique().tolist() == [0, 1]
         assert keep.float().mean().item() == pytest.approx(0.75, abs=0.003)
     sin = make("sin-droq", dropout=0.25)
-    assert len(sin.critic.select(1, 1)[0]) == 1 and len(sin.critic.select(1, 2)[0]) == 2
-    one, two = sin.critic(sin.critic.theta, sin.critic.select(1, 2)[0], torch.randn(16, 5))
+    assert len(sin.critic.sample(1, 1)[0]) == 1 and len(sin.critic.sample(1, 2)[0]) == 2
+    one, two = sin.critic(sin.critic.theta, sin.critic.sample(1, 2)[0], torch.randn(16, 5))
     assert not torch.equal(one, two), "the two passes of the target drop other units"
 
 
@@ -283,7 +283,7 @@ def test_critics_dropout_and_minibatches_are_independent():
     buffer.rows[:, 0] = torch.arange(1024)
     for _ in range(2):
         index = buffer.sample(20, 256, agent.generator)[..., 0].flatten()
-        kept = agent.critic.select(20, 1, agent.generator).flatten()[:50_000]
+        kept = agent.critic.sample(20, 1, agent.generator).flatten()[:50_000]
         for bit in (1, 2, 512):
             coin = index.int() // bit % 2
             for shift in range(1000):
@@ -348,8 +348,7 @@ def test_a_resumed_baseline_is_the_uninterrupted_one(tmp_path):
     with pytest.raises(Stop):
         train(small("droq", run_dir=tmp_path / "killed", **flags), stopping)
     one, two = (tmp_path / name / "Pendulum-v1__droq__1" for name in ("whole", "killed"))
-    stored = omnet_sac.stored_args(two, whole)
-    train(dataclasses.replace(stored, resume=two), baselines.make_agent)
+    train(dataclasses.replace(whole, resume=two), baselines.make_agent)
     for name in ("train.csv", "bias.csv"):
         assert (one / name).read_text() == (two / name).read_text()
     a, b = (torch.load(folder / "checkpoint.pt", weights_only=True)["agent"] for folder in (one, two))
@@ -360,19 +359,26 @@ def test_a_run_of_another_method_is_refused(tmp_path, capsys):
     for method, other in (("omnet-sac", "redq"), ("redq", "sac"), ("redq", "omnet-sac")):
         args = small(method, run_dir=tmp_path / other)
         folder = omnet_sac.run_folder(args)
-        folder.mkdir(parents=True)
-        (folder / "args.json").write_text(json.dumps(omnet_sac.describe(args)))
+        train(dataclasses.replace(args, total_timesteps=41), baselines.make_agent)
         with pytest.raises(SystemExit) as exit:
-            baselines.main(dataclasses.replace(METHODS[other][1], resume=folder))
-        error = capsys.readouterr().err
-        assert exit.value.code == 2 and ("is a run of" in error or "not a run folder" in error), error
+            baselines.main([other, "--resume", str(folder)])
+        assert exit.value.code == 2 and f"is a run of {args.method} " in capsys.readouterr().err
 
 
-def test_bad_knobs_are_one_sentence(capsys):
-    for flags in ({"num_critics": 0}, {"dropout": 1.0}, {"num_critics": 3, "dropout": 0.1}, {"reset_interval": -1}):
+def test_bad_knobs_are_one_sentence(tmp_path, capsys):
+    for flags in ("--num-critics 0", "--dropout 1", "--num-critics 3 --dropout 0.1", "--reset-interval -1"):
         with pytest.raises(SystemExit) as exit:
-            baselines.main(small("sac-20", **flags))
-        assert exit.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+            baselines.main(["sac-20", "--env-id", "Pendulum-v1", "--run-dir", str(tmp_path), *flags.split()])
+        error = capsys.readouterr().err.strip()
+        assert exit.value.code == 2 and flags.split()[-2] in error and "\n" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_method_is_named_first(capsys):
+    for words, code in (([], 0), (["--help"], 0), (["--seed", "1"], 2)):
+        with pytest.raises(SystemExit) as exit:
+            baselines.main(words)
+        assert exit.value.code == code and "sr-sin-sac" in capsys.readouterr().out
 
 
 class Reach(gym.Env):
@@ -518,7 +524,11 @@ def test_diversity_of_equal_subnetworks_is_zero_and_of_masked_ones_is_not():
 
 @pytest.mark.parametrize(
     "flags, dense",
-    [({"mask_input": False}, "0"), ({"mask_output": False}, "6"), ({"mask_input": False, "mask_output": False}, "06")],
+    [
+        ({"mask_input": False}, ["input"]),
+        ({"mask_output": False}, ["output"]),
+        ({"mask_input": False, "mask_output": False}, ["input", "output"]),
+    ],
 )
 @pytest.mark.parametrize("where", ["both", "critic", "actor"])
 def test_layers_can_be_left_dense_and_nothing_else_changes(flags, dense, where):
@@ -528,7 +538,7 @@ def test_layers_can_be_left_dense_and_nothing_else_changes(flags, dense, where):
     agent = baselines.OMNetVariant(small("omnet-sac", **flags, dense_in=where), 3, 2)
     for name in ("critic", "actor"):
         one, two = getattr(plain, name), getattr(agent, name)
-        layer = [key[0] for key, size in two.shapes.items() for _ in range(size.numel())]
+        layer = [key.split(".")[0] for key, size in two.shapes.items() for _ in range(size.numel())]
         chosen = torch.tensor([key in dense and where in ("both", name) for key in layer])
         assert two.masks[:, chosen].all() and torch.equal(two.masks[:, ~chosen], one.masks[:, ~chosen])
         assert torch.equal(one.theta, two.theta) and (two.draw(3)[:, chosen] == 1).all()
@@ -537,8 +547,8 @@ def test_layers_can_be_left_dense_and_nothing_else_changes(flags, dense, where):
 
 def test_balanced_masks_share_every_parameter_alike():
     agent = baselines.OMNetVariant(small("omnet-sac", balanced_masks=True, hidden_dim=64), 3, 2)
-    layer = [key[0] for key, size in agent.critic.shapes.items() for _ in range(size.numel())]
-    linear = torch.tensor([key not in "14" for key in layer])
+    layer = [key for key, size in agent.critic.shapes.items() for _ in range(size.numel())]
+    linear = torch.tensor([not key.startswith("norm") for key in layer])
     counts = agent.critic.masks.sum(0)
     assert set(counts[linear].tolist()) == {2, 3} and (counts[~linear] == 5).all()
     assert agent.critic.masks[:, linear].float().mean().item() == pytest.approx(0.5, abs=0.01)
@@ -555,9 +565,10 @@ def test_probes_leave_training_as_it_is(method, tmp_path, monkeypatch):
         (folder,) = (tmp_path / name).iterdir()
         curves.append(torch.load(folder / "checkpoint.pt", weights_only=True))
     torch.testing.assert_close(*(c["agent"] for c in curves), rtol=0, atol=0)
-    torch.testing.assert_close(*(c["buffer"] for c in curves), rtol=0, atol=0)
+    assert curves[0]["crc"] == curves[1]["crc"], "the same transitions"
+    rows = np.fromfile(folder / "replay.f32", np.float32).reshape(120, -1)
     visits = np.loadtxt(folder / "visits.csv", delimiter=",", skiprows=1)
-    np.testing.assert_allclose(visits[:, 1:], curves[1]["buffer"]["rows"][40:, 5:7], atol=1e-7)
+    np.testing.assert_allclose(visits[:, 1:], rows[40:, 5:7], atol=1e-7)
     assert visits[:, 0].tolist() == list(range(41, 121))
     paths = np.loadtxt(folder / "trajectories.csv", delimiter=",", skiprows=1)
     num_subnets = 5 if method == "omnet-sac" else 1
@@ -575,7 +586,8 @@ def same_run(one: Path, two: Path) -> None:
     rows = ([line.rsplit(",", 1)[0] for line in (f / "eval.csv").read_text().split("\n")] for f in (one, two))
     assert next(rows) == next(rows)
     a, b = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (one, two))
-    torch.testing.assert_close([a["agent"], a["buffer"]], [b["agent"], b["buffer"]], rtol=0, atol=0)
+    torch.testing.assert_close(a["agent"], b["agent"], rtol=0, atol=0)
+    assert a["crc"] == b["crc"], "the same transitions"
 
 
 def run_of(args: Args):
@@ -597,9 +609,13 @@ def workers() -> list[psutil.Process]:
     return [p for p in processes if "ray::execute" in " ".join([p.name(), *p.cmdline()])]
 
 
+def step_of_checkpoint(folder: Path) -> int:
+    return omnet_sac.read_checkpoint(folder)["step"] if (folder / "checkpoint.pt").exists() else 0
+
+
 def kill_in_the_middle(run_dir: Path, killed: list) -> None:
     """SIGKILL for workers, once a run has a checkpoint; then for a run that goes on, and not for its worker."""
-    while not omnet_sac.peek(omnet_sac.run_folder(two_runs(run_dir)[0])).get("step"):  # the first one is of step 0
+    while not step_of_checkpoint(omnet_sac.run_folder(two_runs(run_dir)[0])):  # the first one is of step 0
         time.sleep(0.05)
     for worker in workers():
         runs = worker.children()
@@ -632,13 +648,13 @@ def test_a_sweep_whose_processes_are_killed_is_the_runs_alone(tmp_path, cluster)
     killer.start()
     bad = run_of(dataclasses.replace(two_runs(tmp_path / "sweep")[0], seed=3, batch_size=100))  # above learning_starts
     locked = dataclasses.replace(two_runs(tmp_path / "sweep")[0], seed=4)
-    with omnet_sac.only_writer(omnet_sac.run_folder(locked)):
+    with omnet_sac.only_writer(omnet_sac.run_folder(locked), locked):
         runs = [bad, run_of(locked), *map(run_of, two_runs(tmp_path / "sweep"))]
         failed = sweep.run_all(runs, sweep.Resources(num_cpus=0.5))
     killer.join(timeout=10)
     assert {what for what, _ in killed} == {"worker", "run"}, "a run dies with its worker"
-    assert {*failed} == {bad.name, run_of(locked).name} and failed[bad.name].startswith("--batch-size must")
-    assert f"by process {os.getpid()}" in failed[run_of(locked).name]
+    assert {*failed} == {bad.name, run_of(locked).name} and "must satisfy 0 < batch_size" in failed[bad.name]
+    assert "is being written by another process" in failed[run_of(locked).name]
     for one, two in zip(two_runs(tmp_path / "alone"), two_runs(tmp_path / "sweep")):
         same_run(omnet_sac.run_folder(one), omnet_sac.run_folder(two))
 
@@ -685,31 +701,90 @@ def test_a_sweep_on_a_cluster_of_two_nodes(tmp_path):
 
 
 INTERRUPTED = """
-import sys
+import os, signal, sys
 from pathlib import Path
+import ray
 from paper import sweep
-from paper.test_paper import run_of, small
-with sweep.one_sentence():
-    sweep.run_all([run_of(small("sac", total_timesteps=10**6, run_dir=Path(sys.argv[1])))], sweep.Resources())
+from paper.test_paper import endless
+if sys.argv[2] == "in the background":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell that runs a script does
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # as taskset does
+with sweep.one_sentence(), sweep.cluster(None):
+    assert ray.cluster_resources()["object_store_memory"] < 2e8
+    sweep.run_all(endless(Path(sys.argv[1])), sweep.Resources())
 """
 
 
+def endless(run_dir: Path) -> list:
+    return [run_of(small("sac", total_timesteps=10**6, run_dir=run_dir, seed=seed)) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("signum, where", [(signal.SIGINT, "in a terminal"), (signal.SIGTERM, "in the background")])
 @RAY
 @PAPER
-def test_ctrl_c_on_a_sweep_ends_its_runs_after_their_episodes(tmp_path):
+def test_a_signal_to_a_sweep_ends_its_runs_after_their_episodes(signum, where, tmp_path):
+    """Of two, one runs on the one core that there is; in folders with blanks, and with a long name."""
+    (tmp_path / ("t" * 70)).mkdir()
+    tmp_path = tmp_path / "my runs"
     options = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(tmp_path)], **options)
+    options["env"] = os.environ | {"TMPDIR": str(tmp_path.with_name("t" * 70))}
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(tmp_path), where], **options)
     while not list(tmp_path.glob("*/train.csv")):
         assert process.poll() is None
         time.sleep(0.1)
     runs = [p for p in psutil.Process(process.pid).children(recursive=True) if "paper.baselines" in p.cmdline()]
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signum)  # as a terminal does, and timeout
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err and err.splitlines()[-1].startswith("stopped: ")
+    assert process.returncode == 130 and "Traceback" not in err and "SIGTERM" not in err
+    assert err.splitlines()[-1].startswith("stopped: ")
     (folder,) = (path.parent for path in tmp_path.glob("*/args.json"))
-    assert omnet_sac.peek(folder)["step"] == sweep.last_step(folder / "train.csv") > 0, "after an episode, nothing lost"
+    assert step_of_checkpoint(folder) == sweep.last_step(folder / "train.csv") > 0, "after an episode, nothing lost"
     assert len(runs) == 1 and not psutil.wait_procs(runs, timeout=10)[1]
-    assert sweep.plan([run_of(small("sac", total_timesteps=10**6, run_dir=tmp_path))])[0], "it is to be gone on with"
+    assert sweep.plan(endless(tmp_path))[0] == endless(tmp_path), "it is to be gone on with"
+
+
+class Images(Steady):
+    observation_space = gym.spaces.Box(-1, 1, (128, 128, 3), np.float32)
+
+
+gym.register("Images-v0", Images)
+
+
+@pytest.mark.parametrize(
+    "resources, flags, told",
+    [
+        ({"num_cpus": 1000}, {}, "1000 CPU cores"),
+        ({"num_gpus": 100}, {}, "100 GPUs"),
+        ({}, {"env_id": "Images-v0", "total_timesteps": 10**6}, "394.0 GB"),  # twice 49152 numbers of 4 bytes a row
+        ({"num_cpus": -1}, {}, "not be negative"),
+        ({"num_gpus": 1.5}, {}, "be whole"),
+    ],
+)
+@RAY
+@PAPER
+def test_a_run_that_no_node_can_hold_is_one_sentence_before_the_first_run(resources, flags, told, tmp_path, cluster):
+    runs = [run_of(small("sac", run_dir=tmp_path, **flags))]
+    with pytest.raises(UsageError, match=told):
+        sweep.run_all(runs, sweep.Resources(**resources))
+    assert not list(tmp_path.iterdir())
+
+
+@PAPER
+def test_a_cluster_that_does_not_answer_is_one_sentence():
+    start = time.time()
+    with pytest.raises(UsageError, match="--ray-address 127.0.0.1:9: no Ray cluster"):
+        sweep.check_address("127.0.0.1:9")
+    assert time.time() - start < 30
+
+
+@PAPER
+def test_a_run_has_the_variables_of_the_sweep_but_not_those_of_its_node(monkeypatch):
+    for name in ("TASK_REWARD", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "RAY_AUTH_TOKEN", "TMPDIR"):
+        monkeypatch.setenv(name, "x")
+    given = sweep.environment()
+    assert given["TASK_REWARD"] == "x" and given["OMP_NUM_THREADS"] == "1"
+    assert given["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+    assert not given.keys() & {"CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "RAY_AUTH_TOKEN", "TMPDIR"}
 
 
 @PAPER
@@ -722,16 +797,41 @@ def test_flags_are_read_and_written_as_on_the_command_line():
         "compile": False,
         "target_entropy": "-3",
         "track": True,
-        "sizes": "64 32",
+        "sizes": ["64", "32"],
         "tau": "0.1",
         "no_op_max": "30",
     }
     assert sweep.words_of(flags) == [*words[:-3], "--tau", "0.1", "--no-op-max", "30"]
+    assert sweep.words_of({"note": "two words", "run_dir": Path("my results")}) == [
+        *("--note", "two words"),
+        *("--run-dir", "my results"),
+    ]
     with pytest.raises(UsageError):
         sweep.flags_of(["0.9"])
     given = ["fig2a", "--seeds", "3", "--hidden-dim", "64", "--dry-run", "--", "--gamma", "0.9"]
     own, training = sweep.split(given, experiments.Flags)
     assert own == ["fig2a", "--seeds", "3", "--dry-run"] and training == ["--hidden-dim", "64", "--gamma", "0.9"]
+
+
+@PAPER
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("--env-id Walker2d-v4", "--env-ids"),
+        ("--seed=7", "--seeds"),
+        ("--run-dir runs", "--results"),
+        ("--resume runs/Hopper-v4__sac__1", "again"),
+        ("--evaluate runs/Hopper-v4__sac__1", "omnet_sac.py"),
+    ],
+)
+def test_flags_of_a_single_run_are_refused_with_what_a_sweep_has_instead(words, told, tmp_path, capsys):
+    flags = experiments.Flags(figures=("fig9a",), seeds=1, results=tmp_path, dry_run=True)
+    with pytest.raises(SystemExit) as exit:
+        experiments.main(flags, words.split())
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and re.split("[ =]", words)[0] in err and told in err
+    assert compared("redq", results=tmp_path, words=words.split(), dry_run=True) == 2 and capsys.readouterr().err == err
+    assert compared(f"redq {words}", results=tmp_path, dry_run=True) == 2 and capsys.readouterr().err == err
 
 
 def write_run(folder: Path, returns: dict[int, list[float]], args: Args | None = None, **files: str) -> None:
@@ -768,7 +868,9 @@ def test_a_run_with_other_flags_is_never_taken_for_the_one_asked_for(tmp_path):
     assert sweep.beside(other).flags["run_dir"] == tmp_path / "sac__gamma_0.5"
     unfinished = folder / "eval.csv"
     unfinished.write_text(unfinished.read_text().replace("100,0,0,2.0,10,1.0\n", "100,0,0"))
-    assert sweep.plan([asked]) == ([asked], {}) and asked.command().endswith(f"sac --resume {folder}")
+    assert sweep.plan([asked]) == ([asked], {}) and "--resume" not in asked.command(), "killed before its first"
+    (folder / "checkpoint.pt").touch()
+    assert asked.command().endswith(f"sac --resume {folder}")
 
 
 @PAPER
@@ -836,6 +938,7 @@ def test_dry_run_prints_each_missing_run_once_and_what_it_costs(tmp_path, capsys
     run = experiments.figure_runs(flags, words)[0]
     args = dataclasses.replace(METHODS["omnet-sac"][1], **run.flags)
     write_run(omnet_sac.run_folder(args), {5_000: [1.0]}, args)
+    (run.folder / "checkpoint.pt").touch()
     assert f"omnet-sac --resume {run.folder}" in "\n".join(printed(words))
     with (run.folder / "eval.csv").open("a") as file:
         file.write("10000,0,0,1.0,10,1.0\n")
@@ -851,7 +954,7 @@ def test_dry_run_prints_each_missing_run_once_and_what_it_costs(tmp_path, capsys
 @PAPER
 def test_every_figure_can_be_asked_for_and_in_a_fresh_clone(capsys):
     names = ["fig2a", "fig2b", "fig3", "compute", "fig4", "fig5-7", "fig8", "fig9a", "fig9b", "fig10", "fig11"]
-    names += ["bias-all-tasks", "noise-all-tasks", "masks", "controls", "widths", "diversity", "overview"]
+    names += ["bias-all-tasks", "noise-all-tasks", "masks", "controls", "widths", "diversity", "overview", "streams"]
     assert list(experiments.FIGURES) == names and set(experiments.NAMES) == {*names, "fig5", "fig6", "fig7"}
     for protocol in sweep.PROTOCOLS:
         for name in experiments.NAMES:
@@ -943,16 +1046,70 @@ def test_no_two_curves_of_a_figure_look_alike():
         assert len({by_title[title] for by_title in numbers.values() if title in by_title}) == 1
 
 
+def drawn(kind: str, shape: tuple[int, ...], rng) -> tuple[np.ndarray, float]:
+    """Seeds of this shape, (seeds, draws), and the mean that they are drawn around."""
+    if kind == "two humps":
+        return rng.normal(4 * rng.integers(2, size=shape)), 2
+    return {"normal": (rng.normal(size=shape), 0), "lognormal": (rng.lognormal(0, 0.5, shape), np.exp(0.125))}[kind]
+
+
 @PAPER
-def test_interquartile_mean_and_stratified_bootstrap():
-    assert figures.iqm(np.array([0, 1, 2, 100.0])) == 1.5
-    values = np.random.default_rng(0).normal(size=41)
-    assert figures.iqm(values) == pytest.approx(np.mean(np.repeat(np.sort(values), 4)[41:123]))
-    groups = [np.random.default_rng(k).normal(10 * k, 1, 100) for k in range(2)]
-    low, high = figures.bootstrap(groups, lambda sample: np.mean([group.mean() for group in sample]))
-    exact = 1.96 * (0.5 * (groups[0].var() + groups[1].var()) / 2 / 100) ** 0.5  # no spread between the groups in it
-    assert (high - low) / 2 == pytest.approx(exact, rel=0.1)
-    assert figures.interval([1.0], digits=1) == "1.0" and figures.interval([2.0, 2.0]) == "2 [2, 2]"
+@pytest.mark.parametrize("seeds", [5, 7, 10])
+def test_intervals_hold_the_mean_as_often_as_they_say(seeds):
+    def coverage(values, mean):
+        below, above = stats.margins([values])
+        return ((values.mean(0) - below <= mean) & (mean <= values.mean(0) + above)).mean()
+
+    rng = np.random.default_rng(0)
+    for kind in ("normal", "lognormal", "two humps"):
+        assert coverage(*drawn(kind, (seeds, 20_000), rng)) >= 0.93, kind
+    found = sorted((RESULTS / "earlier_streams" / "small").glob("*/InvertedDoublePendulum-v4__*"))
+    methods = [[*runs] for _, runs in groupby(found, lambda run: run.parent)]
+    tens = [stats.area(stats.stack([stats.curve(run) for run in runs])[1]) for runs in methods if len(runs) == 10]
+    assert len(tens) >= 8
+    assert np.mean([coverage(rng.choice(ten, (seeds, 5000)), ten.mean()) for ten in tens]) >= 0.93
+
+
+@PAPER
+def test_margins_are_students_and_welchs_and_wider_towards_the_longer_tail():
+    from scipy.stats import t, ttest_ind
+
+    x, y = np.array([1.0, 2, 3, 4, 5]), np.array([[2.0], [4], [9], [11]])
+    half = t.interval(0.95, 4, scale=x.std(ddof=1) / 5**0.5)[1]
+    assert stats.margins([x]) == pytest.approx((half, half)), "no tail is longer"
+    below, above = stats.margins([-np.array([[0.0], [0], [0], [0], [5]])])
+    assert above == pytest.approx(t.ppf(0.975, 4)) and below == pytest.approx(
+        above + (2 * above**2 + 1) / 6
+    )  # error and skewness of the mean are 1
+    difference = ttest_ind(x, np.array([2, 4, 9, 11]), equal_var=False).confidence_interval()
+    below, above = stats.margins([x[:, None], -y])
+    assert (above - 3.5, below + 3.5) == (pytest.approx(difference.high), pytest.approx(-difference.low))
+    assert stats.interval([1.0], digits=1) == "1.0" and stats.interval([2.0, 2.0]) == "2 [2, 2]"
+    assert stats.interval([1.0, 3.0]) == "2 [-11, 15]" and np.isnan(stats.margins([np.ones(3), np.ones(1)])).all()
+
+
+@PAPER
+def test_interquartile_mean_is_scipys_and_its_interval_tukey_and_mclaughlins():
+    from scipy.stats import t
+
+    ten = [4202.0, 4322, 4414, 4707, 5208, 5379, 5565, 5896, 5984, 6101]  # with weights at the edges 5178
+    assert stats.iqm_text([np.array(ten)], 1).startswith("5194.8 [")
+    even = np.arange(10.0)
+    half = t.ppf(0.975, 5) * (np.clip(even, 2, 7).var(ddof=1) * 9 / (6 * 5)) ** 0.5
+    assert stats.iqm_text([even], 3) == f"4.500 [{4.5 - half:.3f}, {4.5 + half:.3f}]"
+    tasks = [np.array([0.0, 1, 2, 3]), np.array([10.0, 11, 12, 13])]
+    assert stats.iqm_text(tasks).startswith("6.50 [") and stats.iqm_text([task[:1] for task in tasks]) == "5.00"
+
+
+@PAPER
+def test_ratios_of_means():
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(500):
+        low, high = map(float, stats.ratio_text(rng.normal(4, 1, 5), rng.normal(8, 2, 5))[6:-1].split(", "))
+        held.append(low <= 0.5 <= high)
+    assert 0.93 <= np.mean(held) <= 0.99
+    assert stats.ratio_text(np.ones(2), np.zeros(2)) == "" and stats.ratio_text(np.ones(1), np.full(1, 2)) == "0.50"
 
 
 @PAPER
@@ -974,7 +1131,6 @@ def test_numbers_of_the_maze(tmp_path):
 
 @PAPER
 def test_every_figure_is_drawn_from_raw_files(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(stats, "DRAWS", 20)
     rng = np.random.default_rng(0)
     xy = [f"{x:.3f},{y:.3f}\n" for x, y in rng.uniform(size=(1000, 2))]
     visits = "step,obs_0,obs_1\n" + "".join(f"{1001 + k},{text}" for k, text in enumerate(xy))
@@ -997,6 +1153,8 @@ def test_every_figure_is_drawn_from_raw_files(tmp_path, capsys, monkeypatch):
                 args = dataclasses.replace(args, env_id=figure.paper[0], run_dir=tmp_path / variant.name)
                 if not omnet_sac.run_folder(args).exists():
                     write_run(omnet_sac.run_folder(args), returns, args, **files)
+    for name in ("omnet_sac", "omnet_sac__num_subnets_1"):
+        shutil.copytree(tmp_path / name, tmp_path / "earlier_streams" / name)
     for name in figures.FIGURES:
         figures.main(figures.Flags((name,), results=tmp_path))
         table = (tmp_path / "figures" / f"{name}.md").read_text()
@@ -1031,7 +1189,7 @@ def test_a_miniature_is_drawn_from_its_own_folder_with_any_environment(tmp_path,
     rows = {line.split(" | ")[1]: line.split(" | ") for line in efficiency.splitlines() if "| Pendulum" in line}
     assert [rows[title][5].split()[0] for title in ("SAC", "OMNet", "REDQ")] == ["0.00", "0.50", "1.00"], normalised
     assert float(rows["REDQ"][3]) == 1 and float(rows["OMNet"][3]) < 0.3
-    told = "62 [61, 63] | 62 [61, 63] | 1.00 [1.00, 1.00] | 47 [46, 48] | 1.00 [1.00, 1.00]"
+    told = "62 [60, 64] | 62 [60, 64] | 1.00 [0.45, 1.00], p = 0.1 | 47 [45, 49] | 1.00 [0.45, 1.00], p = 0.1"
     assert f"| Pendulum-v1 | REDQ | 3 | 20 | {told} |" in returns
 
 
@@ -1042,8 +1200,8 @@ def test_who_is_better_by_score_need_not_be_by_area(tmp_path):
         [write_method_run(tmp_path, method, curve, env_id="Pendulum-v1", seed=seed) for seed in (1, 2)]
         for method, curve in (("redq", early), ("omnet-sac", late))
     )
-    assert figures.better((runs, omnet)) == "1.00 [1.00, 1.00]"
-    assert figures.better((runs, omnet), by_score=True) == "0.00 [0.00, 0.00]"
+    assert figures.better((runs, omnet)) == "1.00 [0.30, 1.00], p = 0.33"
+    assert figures.better((runs, omnet), by_score=True) == "0.00 [0.00, 0.70], p = 0.33"
     assert figures.better((omnet, omnet), by_score=True) == figures.better((runs, [])) == ""
 
 
@@ -1060,7 +1218,9 @@ def test_every_task_has_the_same_weight_in_figure_3_and_its_legend_room(tmp_path
     figures.main(figures.Flags(("fig3",), protocol="small", results=tmp_path))
     table = (tmp_path / "small" / "figures" / "fig3.md").read_text()
     assert "| all 2 | OMNet | 1 |  |  | 0.50 (IQM) |  |" in table, "not that of all four runs, 1"
-    assert "| all 2 | REDQ | 1 |  |  | 1.00 (IQM) | 0.75 |" in table, "the mean over tasks of a tie and 1"
+    assert "| all 2 | REDQ | 1 |  |  | 1.00 (IQM) | 0.75 [0.17, 0.99], p = 1 |" in table, (
+        "the mean over tasks of a tie and 1"
+    )
     fig, axes = figures.panels(["Pendulum-v1"])
     for k in range(30):
         axes[0, 0].plot([0], [0], label=f"method {k}")
@@ -1079,7 +1239,7 @@ def test_at_equal_flops_a_method_of_five_times_the_cost_has_a_fifth_of_the_updat
     assert "| Pendulum-v1 | OMNet | 1 | 0.0001 PFLOP | 60 |  |  |" in table, (
         "returns 10 to 110, after the warm-up of 10"
     )
-    assert "| Pendulum-v1 | REDQ | 1 | 0.0001 PFLOP | 20 | 60 | 0.00 |" in table, "100 GFLOP: from 10 to 30"
+    assert "| Pendulum-v1 | REDQ | 1 | 0.0001 PFLOP | 20 | 60 | 0.00 [" in table, "100 GFLOP: from 10 to 30"
     assert "time" not in table, "not measured"
 
 
@@ -1102,8 +1262,8 @@ def test_at_equal_time_a_method_has_as_many_updates_as_it_was_measured_to_do(tmp
     figures.main(figures.Flags(("compute",), protocol="small", results=tmp_path))
     table = (tmp_path / "small" / "figures" / "compute.md").read_text()
     assert "| Pendulum-v1 | OMNet | 1 | time of 100 steps | 60 |  |  |" in table
-    assert "| Pendulum-v1 | REDQ | 1 | time of 100 steps | 20 | 60 | 0.00 |" in table, "20 steps of 100: from 10 to 30"
-    assert "| Pendulum-v1 | no OMNet | 1 | time of 50 steps | 60 | 35 | 1.00 |" in table, "twice as fast"
+    assert "| Pendulum-v1 | REDQ | 1 | time of 100 steps | 20 | 60 | 0.00 [" in table, "20 steps of 100: from 10 to 30"
+    assert "| Pendulum-v1 | no OMNet | 1 | time of 50 steps | 60 | 35 | 1.00 [" in table, "twice as fast"
     assert table.count("time of") == 3, "SAC-20 was not timed on this task at this width"
 
 
@@ -1115,7 +1275,7 @@ def test_widths_are_compared_with_omnet_of_the_same_width(tmp_path):
             write_method_run(tmp_path / folder, method, {10: [value], 20: [value]}, **size)
     figures.main(figures.Flags(("widths",), protocol="small", results=tmp_path))
     table = (tmp_path / "small" / "figures" / "widths.md").read_text()
-    rows = re.findall(r"Pendulum-v1 \| REDQ \| (\d+) \| 1 \| (\d) \| (\S+) \|", table)
+    rows = re.findall(r"Pendulum-v1 \| REDQ \| (\d+) \| 1 \| (\d) \| (\S+) \[", table)
     assert rows == [("64", "2", "1.00"), ("128", "3", "0.50"), ("256", "4", "0.00")]
 
 
@@ -1152,10 +1312,10 @@ def test_methods_are_compared_at_the_same_noise_and_with_themselves_without(tmp_
     table = (tmp_path / "small" / "figures" / "fig8.md").read_text()
     assert re.findall(r"Pendulum-v1 \| (.*?) \|\n", table) == [
         "OMNet | 0.0 | 2 | 4 [4, 4] |  |  | 4 [4, 4]",
-        "OMNet | 0.01 | 2 | 4 [3, 5] |  | 1.00 [0.75, 1.25] | 4 [3, 5]",
+        "OMNet | 0.01 | 2 | 4 [-9, 17] |  | 1.00 [-2.18, 4.18] | 4 [-9, 17]",
         "OMNet | 0.1 | 2 | 2 [2, 2] |  | 0.50 [0.50, 0.50] | 2 [2, 2]",
-        "REDQ | 0.0 | 2 | 10 [10, 10] | 1.00 [1.00, 1.00] |  | 10 [10, 10]",
-        "REDQ | 0.01 | 2 | 3 [2, 4] | 0.25 [0.00, 1.00] | 0.30 [0.20, 0.40] | 3 [2, 4]",
+        "REDQ | 0.0 | 2 | 10 [10, 10] | 1.00 [0.30, 1.00], p = 0.33 |  | 10 [10, 10]",
+        "REDQ | 0.01 | 2 | 3 [-10, 16] | 0.25 [0.01, 0.83], p = 0.67 | 0.30 [-0.97, 1.57] | 3 [-10, 16]",
     ]
 
 
@@ -1182,7 +1342,8 @@ def first_runs() -> dict[str, Path]:
 @pytest.mark.parametrize("variant, folder", first_runs().items())
 def test_the_code_of_today_begins_as_the_committed_runs_did(variant, folder, tmp_path):
     default = next(default for _, default in METHODS.values() if f"__{default.method}__" in folder.name)
-    args = omnet_sac.stored_args(folder, default)
+    flags = json.loads((folder / "args.json").read_text())["args"]
+    args = dataclasses.replace(default, **flags)
     steps = args.learning_starts + (16 if "__" in variant else 50)  # 50 of training tell another tau, say
     short = {"total_timesteps": steps, "eval_interval": 0, "bias_interval": 0, "compile": False, "run_dir": tmp_path}
     args = dataclasses.replace(args, **short)
@@ -1251,15 +1412,79 @@ def test_probability_of_improvement_is_that_of_all_pairs_and_of_scipy():
     assert stats.improvement(xs, ys) == ((0 + 0 + 0.5 + 0 + 1 + 1) / 6 + (0.5 + 1) / 2) / 2
     x, y = np.random.default_rng(0).integers(9, size=(2, 20))
     assert stats.improvement([x], [y]) == pytest.approx(mannwhitneyu(x, y).statistic / 400)
-    assert stats.bootstrap(*stats.pooled([np.arange(5.0)], [np.arange(5.0) - 9])) == (1, 1)
-    low, high = stats.bootstrap(*stats.pooled([x], [y]))
-    assert low < stats.improvement([x], [y]) < high
+    ten = np.arange(10.0)
+    assert stats.improvement_text([ten], [ten + 20]) == "0.00 [0.00, 0.21], p < 0.001"
+    assert stats.improvement_text([ten[:1]], [ten[:1]]) == "0.50 [0.00, 1.00], p = 1"
+
+
+@PAPER
+@pytest.mark.parametrize("seeds, tasks", [(5, 1), (10, 1), (5, 3)])
+def test_intervals_of_probabilities_hold_them_as_often_as_they_say(seeds, tasks):
+    from scipy.stats import norm
+
+    rng, bounds = np.random.default_rng(0), {}
+    for ahead, spread in ((0, 1), (0.7, 1), (1.5, 1), (3, 1), (1, 3)):
+        held = []
+        for _ in range(500):
+            xs, ys = rng.normal(ahead, 1, (tasks, seeds)), rng.normal(0, spread, (tasks, seeds))
+            probability = stats.improvement(xs, ys)
+            if probability not in bounds:
+                bounds[probability] = stats.improvement_bounds(xs, ys)
+            low, high = bounds[probability]
+            held.append(low <= norm.cdf(ahead / (1 + spread**2) ** 0.5) <= high)
+        assert np.mean(held) >= 0.93, (ahead, spread)
+
+
+def rankings(seeds: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """All ways of dealing the ranks of twice as many seeds to two agents."""
+    ranks = range(2 * seeds)
+    return [(np.array(x), np.setdiff1d(ranks, x)) for x in combinations(ranks, seeds)]
+
+
+@PAPER
+@pytest.mark.parametrize("seeds", [3, 4, 5])
+def test_equal_agents_are_called_different_in_at_most_5_of_100_rankings(seeds):
+    from scipy.stats import mannwhitneyu
+
+    decided = 0
+    for x, y in rankings(seeds):
+        p, told = stats.rank_test([x], [y]), stats.verdict([x], [y])
+        assert p == pytest.approx(mannwhitneyu(x, y, method="exact").pvalue)
+        decided += told in ("better", "worse")
+        low, high = stats.improvement_bounds([x], [y])
+        assert (told in ("better", "worse")) == (not low <= 0.5 <= high), "the interval says the same"
+    assert decided <= 0.05 * len(rankings(seeds)) and (decided > 0) == (seeds > 3)
+
+
+@PAPER
+def test_p_over_two_tasks_is_that_of_all_rankings_of_both_and_with_ties_scipys():
+    from scipy.stats import permutation_test
+
+    ways = [*product(rankings(3), rankings(2))]
+    off = {k: abs(stats.improvement(*zip(*ways[k])) - 0.5) for k in range(len(ways))}
+    for k in range(0, len(ways), 7):
+        expected = np.mean([other >= off[k] - 1e-9 for other in off.values()])
+        assert stats.rank_test(*zip(*ways[k])) == pytest.approx(expected)
+    x, y = np.array([1, 2, 2, 5, 7]), np.array([2, 2, 0, 1])
+    tied = permutation_test((x, y), lambda x, y: abs(stats.improvement([x], [y]) - 0.5), alternative="greater")
+    assert stats.rank_test([x], [y]) == pytest.approx(tied.pvalue)
+
+
+@PAPER
+def test_verdicts_do_not_depend_on_the_order_of_contenders():
+    rng = np.random.default_rng(0)
+    other_way = {"better": "worse", "worse": "better"}
+    cases = [([x], [y]) for x, y in rankings(4)]
+    cases += [([*rng.integers(6, size=(2, 4))], [*rng.integers(6, size=(2, 5))]) for _ in range(100)]
+    for xs, ys in cases:
+        told = stats.verdict(xs, ys)
+        assert stats.verdict(ys, xs) == other_way.get(told, told)
+        low, high = stats.improvement_bounds(xs, ys)
+        assert stats.improvement_bounds(ys, xs) == pytest.approx((1 - high, 1 - low))
 
 
 @PAPER
 def test_verdicts_and_the_seeds_that_they_take():
-    assert stats.least_p([np.zeros(4)], [np.zeros(4)]) == 2 / 70
-    assert stats.least_p([np.zeros(2)] * 2, [np.zeros(2)] * 2) == 2 / 36
     assert stats.seeds_to_decide(1.0, 1) == 6 and stats.seeds_to_decide(0.75, 1) == 21  # 7.849 / 6 / 0.25, / 0.0625
     assert stats.seeds_to_decide(0.25, 2) == 11 and stats.seeds_to_decide(0.5, 1) == np.inf
     ten = [np.arange(10.0)]
@@ -1268,6 +1493,9 @@ def test_verdicts_and_the_seeds_that_they_take():
     assert stats.verdict([np.array([3.0, 4])], [np.array([1.0, 2])]) == (
         "undecided: about 4 more seeds per task would decide at the effect seen"
     )
+    apart = [np.array([3, 5, 6, 8, 9])], [np.array([0, 1, 2, 4, 7])]
+    assert stats.verdict(*apart) == "undecided: about 7 more seeds per task would decide at the effect seen"
+    assert stats.improvement_text(*apart).endswith(", p = 0.095")
 
 
 @PAPER
@@ -1318,25 +1546,69 @@ def test_contenders_run_as_processes_and_do_not_mix(tmp_path, monkeypatch, capsy
     """Two with one name, one that crashes; then one that changes."""
     monkeypatch.setattr(compare, "gflop", lambda run: 1.0)
     monkeypatch.chdir(tmp_path)
-    for folder, gain in ((".", 0), ("one", 10), ("two", -10)):
+    monkeypatch.setenv("BONUS", "2")  # after the cluster was started
+    for folder, gain in ((".", -2), ("one", 8), ("two", -12)):
         (tmp_path / folder).mkdir(exist_ok=True)
-        script = SCRIPT.replace("BREAK", "").replace("GAIN", str(gain))
+        script = SCRIPT.replace("BREAK", "from my_nets import GAIN")
         (tmp_path / folder / ("omnet_sac.py" if folder == "." else "idea.py")).write_text(script)
+        (tmp_path / folder / "my_nets.py").write_text(f"import os\nGAIN = {gain} + int(os.environ['BONUS'])\n")
     (tmp_path / "broken.py").write_text(SCRIPT.replace("BREAK", "sys.exit('error: it is broken')"))
     results, flags = tmp_path / "runs", {"seeds": 3, "env_ids": ("Pendulum-v1", "Reach-v0")}
     texts = "one/idea.py", "two/idea.py", "one/idea.py --gain 5", "broken.py"
     assert compared(*texts, results=results, **flags) == 1
     out, err = capsys.readouterr()
     assert err.count("it is broken") >= 6 and "broken.py: no run has finished" in out
-    assert "**one/idea.py against omnet_sac.py: better; probability of improvement 1.00 [1.00, 1.00], 3 seeds" in out
+    assert (
+        "**one/idea.py against omnet_sac.py: better; probability of improvement 1.00 [0.63, 1.00], p = 0.005, 3 seeds"
+        in out
+    )
     assert "**two/idea.py against omnet_sac.py: worse; " in out and "these are left out of the score" in out
-    assert "| one/idea.py --gain 5 | 3 | 17 [16, 18] | 17 [16, 18] | 1.00 [1.00, 1.00] | 1.00 | 1.00 |" in out
+    assert "| one/idea.py --gain 5 | 3 | 17 [15, 19] | 17 [15, 19] | 1.00 [0.45, 1.00], p = 0.1 | 1.00 | 1.00 |" in out
     folders = {path.name.split("-")[0] for path in results.iterdir() if path.is_dir()}
     assert folders == {"omnet_sac", "idea", "broken"} and len(list(results.glob("idea-*"))) == 3
     assert (results / "compare.md").read_text() in out and (results / "compare.png").stat().st_size > 10_000
-    (tmp_path / "one" / "idea.py").write_text(SCRIPT.replace("BREAK", "").replace("GAIN", "-50"))
+    (tmp_path / "one" / "my_nets.py").write_text("GAIN = -50\n")
     assert compared("one/idea.py", results=results, **flags) == 0
     assert "**one/idea.py against omnet_sac.py: worse; " in capsys.readouterr().out, "not the runs of what it was"
+
+
+@PAPER
+def test_a_run_is_of_its_program_what_that_imports_and_the_module_of_its_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    pendulum = "gymnasium.envs.classic_control:PendulumEnv"
+    files = {
+        "ideas/idea.py": "import torch, omnet_sac, nets.wide as wide\ndef late():\n    from my_nets import SCALE\n",
+        "ideas/my_nets.py": "import idea\n",
+        "ideas/nets/wide.py": "from . import deep\nfrom .blocks import Block\n",  # in a folder that has no __init__.py
+        "ideas/nets/deep.py": "",
+        "ideas/nets/blocks/__init__.py": "Block = 1\n",
+        "my_tasks.py": f"import my_rewards, gymnasium as gym\ngym.register('Mine-v0', '{pendulum}')\n",
+        "my_rewards.py": "",
+    }
+    for name, text in (files | {"ideas/other.py": ""}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    idea = compare.contender("ideas/idea.py")
+    found = {path.resolve() for path in compare.sources(idea.program, "my_tasks:Mine-v0")}
+    assert found == {ROOT / "omnet_sac.py", *(tmp_path / name for name in files)}
+    methods = {ROOT / "omnet_sac.py", *(ROOT / "paper" / name for name in ("baselines.py", "probes.py"))}
+    assert {*compare.sources(compare.contender("redq").program, "Hopper-v4")} == methods
+
+    def run_dir():
+        flags = compare.Flags(contenders=("ideas/idea.py",), env_ids=("my_tasks:Mine-v0",), seeds=1)
+        return compare.contender_runs(flags, [idea], TWENTY_STEPS)[idea.text]["my_tasks:Mine-v0"][0].flags["run_dir"]
+
+    before = run_dir()
+    (tmp_path / "ideas" / "other.py").write_text("x = 1\n")
+    assert run_dir() == before
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "x = 1\n")
+        assert run_dir() != before, name
+        (tmp_path / name).write_text(text)
+    (tmp_path / "ideas" / "my_nets.py").write_text("SCALE = \n")
+    with pytest.raises(UsageError, match="my_nets.py is no Python"):
+        run_dir()
 
 
 @PAPER
@@ -1384,7 +1656,10 @@ def test_the_scale_of_a_comparison_is_the_repositorys_own_sac_and_redq(tmp_path,
         compare.main(flags, list(words))
     out = capsys.readouterr().out
     assert not exit.value.code and "| omnet_sac.py | 0.50 [0.50, 0.50] |  | 1.00 | 1.00 |" in out
-    assert "| sin-sac | 1.50 [1.50, 1.50] | 1.00 [1.00, 1.00] |" in out and "| REDQ, reference | 1 | 200 | 200 |" in out
+    assert (
+        "| sin-sac | 1.50 [1.50, 1.50] | 1.00 [0.30, 1.00], p = 0.33 |" in out
+        and "| REDQ, reference | 1 | 200 | 200 |" in out
+    )
     assert before == {path: path.read_bytes() for path in (tmp_path / "paper").rglob("*") if path.is_file()}
 
 
@@ -1395,7 +1670,7 @@ def test_what_compare_cannot_do_is_one_sentence(tmp_path, capsys):
         (("redq --seed 3",), "--seed"),
         (("redq 3",), "3 is neither a flag"),
         (("omnet_sac.py",), "nothing to compare"),
-        (("redq --total-timesteps 500",), "--total-timesteps must exceed"),
+        (("redq --total-timesteps 500",), "learning_starts < total_timesteps"),
     ):
         assert compared(*texts, results=tmp_path, words=()) == 2
         assert told in capsys.readouterr().err.splitlines()[-1]
