@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # ale-py 0.12.1, gymnasium 1.4.0.
 # Guess: make_vec(id) gives several of what make(id) gives.
 # Seen: for Atari it gives another task under the same id: four stacked grey images of 84x84, and rewards cut to their

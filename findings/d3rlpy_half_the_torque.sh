@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # d3rlpy 2.8.1 with the gymnasium 1.0.0 that it demands.
 # Guess: built with an environment, d3rlpy's SAC acts in that environment's action space.
 # Seen: it acts in [-1, 1] whatever the bounds. On Pendulum-v1, whose torque goes to 2, the upper half is never tried,

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # d3rlpy 2.8.1.
 # Guess: a data set of 200 steps, two episodes of 100, holds 200 transitions to learn from.
 # Seen: an episode that ended by time limit loses its last step, since the format stores no observation after it.

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # dm_control 1.0.50, mujoco 4.0.0.
 # Guess: a plain `pip install dm_control` brings a mujoco that this release works with.
 # Seen: it asks for mujoco>=3.17.0 without an upper bound, and under 4.0.0, which pip then takes, no domain of

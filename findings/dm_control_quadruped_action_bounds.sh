@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # dm_control 1.0.50 (the Control Suite), mujoco 3.17.0.
 # Guess: all domains but LQR, whose actions are unbounded, take actions in [-1, 1]; a tanh policy needs no rescaling.
 # Seen: each leg of the quadruped has bounds of 1, 1.1 and 0.8.

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # gym_electric_motor 3.0.3, Cont-CC-PMSM-v0.
 # Guess: observations lie in the observation space, at least until the step that ends an episode.
 # Seen: torque and transformed voltages leave their Box of [-1, 1] in 6 of 100 steps of a random policy, and the

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # gymnasium 1.4.0.
 # Guess: NormalizeReward scales by the spread of discounted returns within episodes, so each episode begins at zero.
 # Seen: after a truncation the sum goes on into the next episode: tasks that end by time limit alone (Pendulum-v1,

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # gymnasium[mujoco] 1.4.0.
 # Guess: env.reset(seed=s) and env.action_space.seed(s), the two lines that every script has, give independent numbers.
 # Seen: both begin the same stream. The random actions of the warm-up are the noise of the start state, scaled.

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # gymnasium 1.4.0.
 # Guess: two runs of eight environments, with seeds 1 and 2, share no episode; and all of make_vec's environments seed
 # alike.

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # minari 0.5.4, gymnasium 1.4.0.
 # Guess: wrapped in DataCollector to record it, an environment gives what it gave before; seeded once, it goes on from
 # there.

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # skrl 2.1.1.
 # Guess: SAC's policy is a Gaussian squashed by tanh, and its log-density has tanh's correction.
 # Seen: skrl has no squashed Gaussian; a SAC policy of its GaussianMixin, told clip_actions=True, cuts actions at the

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # tensorboard 2.21.0.
 # Guess: EventAccumulator(folder).Scalars(tag), by which curves are read from event files, returns all that was written.
 # Seen: beyond 10 000 points of a tag it returns 10 000, a random sample that keeps the last, without a word.

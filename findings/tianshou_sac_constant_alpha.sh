@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # tianshou 2.0.1.
 # Guess: SAC without further words tunes its temperature, as that of Stable-Baselines3, SBX, CleanRL, skrl and torchrl
 # does.

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # torch 2.13.0, CPU.
 # Guess: from one seed, randn(15) is the beginning of randn(16), as it is for numpy's generators and for torch.rand.
 # Seen: from 16 numbers on another method is used, and of a size that 16 does not divide the last 16 are drawn anew.

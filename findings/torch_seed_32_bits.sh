@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # torch 2.13.0, CPU.
 # Guess: a generator takes a 64-bit seed, so seeds that are hashed to 64 bits hardly ever collide.
 # Seen: only the low 32 bits count. Seeds 1 and 1 + 2**32 give equal numbers, though initial_seed() tells them apart.

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # torchrl 0.14.1.
 # Guess: the critics of SACLoss have SAC's loss, the squared error.
 # Seen: they have the smooth L1 loss unless loss_function="l2" is passed: beyond 1, an error ten times as large pulls
