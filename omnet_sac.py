@@ -1,3 +1,8 @@
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==3.4.0", "numpy==2.4.6", "tyro==1.0.17",
+#     "tqdm==4.70.1", "tensorboard==2.21.0", "psutil==7.2.2", "filelock==4.2.12", "moviepy==2.2.1"]
+# ///
 """OMNet-SAC: Soft Actor-Critic at a replay ratio of 20 with ONE critic network and ONE actor network.
 
 The method of "One is More: Diverse Perspectives within a Single Network for Efficient DRL". A network with the

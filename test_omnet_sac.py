@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 import types
 import warnings
 import zlib
@@ -1000,6 +1001,16 @@ def check_n_step(buffer_class):
         assert reward == pytest.approx(sum(0.99 ** (k - t) * k for k in range(t, until + 1)))
         assert next_obs == until + 0.5
         assert 1 - terminated == pytest.approx(0.99 ** (until - t) * (until != 11), abs=1e-6)
+
+
+def test_a_copied_file_names_the_pins_of_requirements():
+    """Inline script metadata (PEP 723): `uv run omnet_sac.py` needs no other file."""
+    block = re.match(r"# /// script\n((?:# .*\n)+)# ///\n", (ROOT / "omnet_sac.py").read_text())[1]
+    metadata = tomllib.loads(re.sub("^# ", "", block, flags=re.M))
+    pins = [
+        pin for pin in (ROOT / "requirements.txt").read_text().split() if not pin.startswith(("pytest", "hypothesis"))
+    ]
+    assert metadata == {"requires-python": ">=3.11,<3.14", "dependencies": pins}
 
 
 def test_the_hook_and_the_loading_in_the_readme(tmp_path, monkeypatch):
