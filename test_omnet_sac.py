@@ -1647,7 +1647,7 @@ def test_a_default_given_on_the_command_line_is_given(done):
     edit(lambda state: state["about"]["args"].update(stored), done)
     for words in ("--sparsity 0.5", "--sparsity=0.5", "--num_subnets 5", "--no-dynamic-masks", "--actor-subnets"):
         for how in ("--resume", "--evaluate"):
-            with pytest.raises(UsageError, match="may be words here"):
+            with pytest.raises(UsageError, match="may be given here"):
                 parse(Args(), [how, str(done), *words.split()])
             parse(Args(), [how, str(done), "--sparsity", "0.3"])
 
