@@ -533,6 +533,9 @@ def make_env(args: Args, videos: Path | str | None = None, name: str = "") -> gy
     warnings.filterwarnings("ignore", message=".*(out of date|Overwriting existing videos)")  # v4 is meant
     sys.path += [os.getcwd()] * (os.getcwd() not in sys.path)  # last, so that `module:EnvId` shadows nothing
     with blamed(f"--env-id {args.env_id}"):
+        module, _, env_id = args.env_id.rpartition(":")
+        if module and importlib.import_module(module) and env_id.split("-v")[0] not in str([*gym.registry]):
+            raise ValueError(f"importing {module} registers no {env_id}: its page says what does")
         drawn = {"render_mode": "rgb_array"} if videos else {}  # some constructors know no render_mode
         env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **drawn)
         if statistics := re.search("Normalize(Observation|Reward)(?=<)", str(env)):

@@ -1377,6 +1377,14 @@ def test_bad_input_costs_one_sentence_and_writes_nothing(said, flags, tmp_path, 
     assert [*tmp_path.rglob("*")] == [tmp_path / "file"]
 
 
+def test_a_module_that_registers_nothing_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "silent_package.py").write_text("")
+    assert_fails(
+        capsys, 2, "importing silent_package registers no Task-v0", default=small(env_id="silent_package:Task-v0")
+    )
+
+
 def test_an_environment_in_the_current_folder_is_found(tmp_path, monkeypatch):
     spec = "'Mine-v0', 'gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=9"
     (tmp_path / "my_env.py").write_text(f"import gymnasium\ngymnasium.register({spec})")

@@ -28,7 +28,7 @@ import tyro
 from ray import cloudpickle
 from tqdm import tqdm
 
-from omnet_sac import Args, UsageError
+from omnet_sac import Args, UsageError, whole_numbers
 from paper.baselines import METHODS, method_args
 from paper.flops import gflop_per_step, reason, script_gflop_per_step, sizes
 
@@ -105,7 +105,7 @@ def flags_of(words: list[str]) -> dict:
     Several values are a list. Raises UsageError for what is no flag, and for flags that a sweep sets itself.
     """
     flags, name = {}, None
-    for word in words:
+    for word in whole_numbers(Args(), words):
         if word.startswith("--"):
             name, *values = word[2:].split("=", 1)
             flags[name] = values

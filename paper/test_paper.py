@@ -802,6 +802,7 @@ def test_flags_are_read_and_written_as_on_the_command_line():
         "no_op_max": "30",
     }
     assert sweep.words_of(flags) == [*words[:-3], "--tau", "0.1", "--no-op-max", "30"]
+    assert sweep.flags_of(["--eval-interval=1e3", "--gamma", "1e0"]) == {"eval_interval": "1000", "gamma": "1e0"}
     assert sweep.words_of({"note": "two words", "run_dir": Path("my results")}) == [
         *("--note", "two words"),
         *("--run-dir", "my results"),
