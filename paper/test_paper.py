@@ -605,8 +605,11 @@ def two_runs(run_dir: Path) -> list:
 
 
 def workers() -> list[psutil.Process]:
-    processes = psutil.Process().children(recursive=True)
-    return [p for p in processes if "ray::execute" in " ".join([p.name(), *p.cmdline()])]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            found += [process] if "ray::execute" in " ".join([process.name(), *process.cmdline()]) else []
+    return found
 
 
 def step_of_checkpoint(folder: Path) -> int:
@@ -891,6 +894,7 @@ def test_what_is_broken_costs_one_run_alone(tmp_path, capsys):
 @PAPER
 def test_a_run_begun_on_a_cpu_is_not_put_on_a_gpu_without_a_word(tmp_path, capsys):
     write_run(tmp_path / "sac" / "Pendulum-v1__sac__1", {50: [1.0]}, small("sac"))
+    (tmp_path / "sac" / "Pendulum-v1__sac__1" / "checkpoint.pt").touch()
     run = run_of(small("sac", run_dir=tmp_path / "sac", device="cuda"))
     assert sweep.plan([run])[0] == [run] and "was begun on cpu and goes on there" in capsys.readouterr().err
     assert "--device" not in run.words
