@@ -159,10 +159,10 @@ class OMNet(nn.Module):
             return torch.vmap(self.subnet, (0, None))(theta * masks, x)
         return torch.stack([self.subnet(theta * mask, x) for mask in masks])
 
-    def subnet(self, theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """f_theta(x): `net` with the entries of the vector theta (n,) as its parameters."""
+    def subnet(self, theta: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """f_theta(*inputs): `net` with the entries of the vector theta (n,) as its parameters."""
         views = theta.split([shape.numel() for shape in self.shapes.values()])
-        return self.call({name: view.view(shape) for view, (name, shape) in zip(views, self.shapes.items())}, (x,))
+        return self.call({name: view.view(shape) for view, (name, shape) in zip(views, self.shapes.items())}, inputs)
 
 
 class Adam(nn.Module):
@@ -809,18 +809,23 @@ def load(folder, default: Args | None = None, make_agent=OMNetSAC, **changes) ->
     `default` has the class of the flags. Raises UsageError or RunError where there is no such run.
     """
     args = replace(parse(default or Args(), ["--evaluate", str(folder)]), **changes)
+    agent, env, _ = trained(args, make_agent)
+    return agent, env, args
+
+
+def trained(args: Args, make_agent) -> tuple[OMNetSAC, gym.Env, int]:
+    """The agent of the run in `args.evaluate`, an environment for it, and the step of its checkpoint."""
     check_args(args)
     env = make_env(args)
     agent = make_agent(args, *sizes(replace(args, buffer_size=0), env))
-    read_checkpoint(folder, agent)
-    return agent, env, args
+    return agent, env, read_checkpoint(args.evaluate, agent)["step"]
 
 
 def print_evaluation(args: Args, make_agent) -> None:
     """The returns of the run in `args.evaluate`, per subnetwork, over `args.eval_episodes` episodes."""
-    agent, env, _ = load(args.evaluate, args, make_agent, **{name: getattr(args, name) for name in EVALUABLE})
-    step = read_checkpoint(args.evaluate)["step"]
+    agent, env, step = trained(args, make_agent)
     if args.capture_video:
+        env.close()
         env = make_env(args, Path("videos") / args.evaluate.name, f"step-{step}")
     with closing(env):
         results = evaluate(agent, env, args.eval_episodes, stream(args.seed, "evaluation", step))

@@ -125,6 +125,7 @@ class Ensemble(OMNet):
     def __init__(self, nets: list[nn.Module], hidden_shape: tuple[int, ...]):
         super().__init__(nets[0], num_subnets=len(nets), sparsity=0.0)
         self.theta = nn.Parameter(torch.cat([OMNet(net, 1, 0.0).theta for net in nets]), False)
+        self.masks = torch.arange(len(nets), device=self.theta.device)  # in place of masks: which critic
         self.num_critics, self.hidden_shape = len(nets), hidden_shape
         self.dropout = nets[0].p if isinstance(nets[0], Dropout) else 0.0
 
@@ -133,8 +134,7 @@ class Ensemble(OMNet):
         different ones. With dropout, the units kept (steps, k, 2, B, hidden_dim) in k passes, which critics share."""
         k = self.num_critics if k == 1 else k
         if not self.dropout:
-            order = torch.rand(steps, self.num_critics, generator=generator, device=self.theta.device).argsort(1)
-            return order[:, :k]
+            return super().sample(steps, k, generator)
         shape = steps, k, *self.hidden_shape
         bits = torch.empty(math.ceil(math.prod(shape) / 4), dtype=torch.int64, device=self.theta.device)
         bits = bits.random_(-(2**63), None, generator=generator).view(torch.int16)[: math.prod(shape)]
@@ -147,11 +147,6 @@ class Ensemble(OMNet):
             return torch.stack([self.subnet(critics[j % self.num_critics], x, keep) for j, keep in enumerate(chosen)])
         critics = critics if len(chosen) == self.num_critics else critics[chosen]
         return torch.vmap(self.subnet, (0, None))(critics, x)
-
-    def subnet(self, theta: torch.Tensor, x: torch.Tensor, *keep: torch.Tensor) -> torch.Tensor:
-        """As OMNet's, with the units that dropout keeps as another input."""
-        views = theta.split([shape.numel() for shape in self.shapes.values()])
-        return self.call({name: view.view(self.shapes[name]) for name, view in zip(self.shapes, views)}, (x, *keep))
 
 
 class EnsembleSAC(OMNetSAC):

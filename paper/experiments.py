@@ -145,8 +145,8 @@ FIGURES = {
     "widths": Figure(WIDE, ("Hopper-v4",), (QUICK,), along=WIDTHS),
     "diversity": Figure(DIVERSE),
     "overview": Figure(OURS | NO_OMNET | REDQ | {"SAC": MULTIPLE["SAC"]}, ("Hopper-v4", "Ant-v4"), also=STATIC),
+    "streams": Figure(OMNET | STATIC, (QUICK,), (QUICK,)),
 }
-FIGURES["streams"] = Figure(OMNET | STATIC, (QUICK,), (QUICK,))
 NAMES = {name: name for name in FIGURES} | {f"fig{k}": "fig5-7" for k in (5, 6, 7)}
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from contextlib import closing
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+import omnet_sac
 from omnet_sac import Args, ReplayBuffer, UsageError, make_env
 from paper.baselines import METHODS, make_agent
 
@@ -69,9 +71,9 @@ def trace(args: Args, make_agent, obs_dim: int, action_dim: int) -> tuple[Produc
 @cache
 def sizes(env_id: str) -> tuple[int, int]:
     """Dimensions of observations and actions. Raises UsageError where there is no such environment."""
-    env = make_env(Args(env_id=env_id))
-    env.close()
-    return env.observation_space.shape[0], env.action_space.shape[0]
+    args = Args(env_id=env_id, buffer_size=1)
+    with closing(make_env(args)) as env:
+        return omnet_sac.sizes(args, env)
 
 
 def gflop_per_step(method: str, env_id: str, **flags) -> float:

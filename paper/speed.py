@@ -25,7 +25,18 @@ import gymnasium as gym
 import torch
 import tyro
 
-from omnet_sac import Args, ReplayBuffer, UsageError, check_args, compile_steps, explore, make_env, one_line, stream
+from omnet_sac import (
+    Args,
+    ReplayBuffer,
+    UsageError,
+    check_args,
+    compile_steps,
+    explore,
+    make_env,
+    one_line,
+    sizes,
+    stream,
+)
 from paper.baselines import METHODS, Baseline, make_agent, method_args
 from paper.baselines import check_args as check_baseline
 from paper.flops import Products, trace
@@ -182,7 +193,7 @@ def measure(runs: dict[str, tuple[Args, Callable]], threads: int, seconds: float
     torch.set_float32_matmul_precision(args.matmul_precision)
     rows, loops, floors, cycles, acts = {}, {}, {}, {}, {}
     with closing(make_env(args)) as env:
-        obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+        obs_dim, action_dim = sizes(args, env)
     capacity = min(args.buffer_size, args.total_timesteps)
     buffer = ReplayBuffer(capacity, obs_dim, action_dim, args.device, added=capacity)
     buffer.rows.normal_().clamp_(-1, 1)[:, -2:] = 0  # actions are in [-1, 1], nothing ends
