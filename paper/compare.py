@@ -36,7 +36,7 @@ from paper.stats import (
     interval,
     iqm_text,
     last_sixth,
-    legend_beside,
+    legend_below,
     markdown,
     normalised,
     panels,
@@ -296,7 +296,7 @@ def draw_tasks(tasks: list[Task], texts: list[str], path: Path) -> None:
             axis.plot(task.steps, values.mean(0), color="0.6", linewidth=1, linestyle=style, label=label)
         axis.set(title=task.env_id, ylabel="return")
         along(axis)
-    legend_beside(fig, axes)
+    legend_below(fig, axes)
     save(fig, path)
 
 

@@ -64,11 +64,12 @@ SHORT = PROTOCOLS["small"].compared
 
 @dataclass(frozen=True)
 class Figure:
-    """Variants by their names in the legend, each of which runs on every task of the protocol.
+    """What it shows, and variants by their names in the legend, each of which runs on every task of the protocol.
 
     `along` has one flag, with values at each of which every variant runs: what the figure is drawn against.
     """
 
+    title: str
     variants: dict[str, Variant]
     paper: tuple[str, ...] = TASKS
     small: tuple[str, ...] = SUITE
@@ -86,15 +87,15 @@ def omnet(**flags) -> Variant:
     return Variant("omnet-sac", flags)
 
 
-OMNET = {"OMNet": omnet()}
+OMNET = {"OMNet-SAC": omnet()}
 DENSE = {"input": {"mask_input": False}, "output": {"mask_output": False}}
-DENSE["input and output"] = DENSE["input"] | DENSE["output"]
-MASKS = OMNET | {f"OMNet, dense {layers}": omnet(**flags) for layers, flags in DENSE.items()}
-OURS = {label: MASKS[label] for label in ("OMNet", "OMNet, dense input and output")}  # the second is ours
+DENSE["ends"] = DENSE["input"] | DENSE["output"]
+MASKS = OMNET | {f"dense {layers}": omnet(**flags) for layers, flags in DENSE.items()}
+OURS = {label: MASKS[label] for label in ("OMNet-SAC", "dense ends")}  # the second is ours
 # The same networks without masks: an agent of the maze, and the control that the paper lacks
-NO_OMNET = {"no OMNet": omnet(num_subnets=1, sparsity=0.0)}
-CRITIC_ONLY = {"OMNet in the critic only": omnet(actor_subnets=False)}
-STATIC = {"static sparsity, N=1": omnet(num_subnets=1)}
+NO_MASKS = {"no masks": omnet(num_subnets=1, sparsity=0.0)}
+CRITIC_ONLY = {"masks in the critic only": omnet(actor_subnets=False)}
+STATIC = {"one static mask": omnet(num_subnets=1)}
 MULTIPLE = {"SAC": "sac", "SAC-20": "sac-20", "REDQ": "redq", "DroQ": "droq", "SR-SAC": "sr-sac"}
 SINGLE = {"Sin-SAC": "sin-sac", "Sin-DroQ": "sin-droq", "SR-Sin-SAC": "sr-sin-sac"}
 MULTIPLE, SINGLE = ({label: Variant(method) for label, method in group.items()} for group in (MULTIPLE, SINGLE))
@@ -102,50 +103,68 @@ REDQ = {"REDQ": MULTIPLE["REDQ"]}
 DROQ = {f"DroQ p={p}": Variant("droq", {"dropout": p}) for p in (0.001, 0.003, 0.01, 0.03, 0.1)}
 SIN_DROQ = {f"Sin-DroQ p={p}": Variant("sin-droq", {"dropout": p}) for p in (0.001, 0.01, 0.1)}
 BIASED = {label: (MULTIPLE | SINGLE)[label] for label in ("REDQ", "DroQ", "SAC-20", "Sin-SAC", "Sin-DroQ")}
-BIASED = OURS | BIASED | NO_OMNET
+BIASED = OURS | BIASED | NO_MASKS
 NOISE = {"obs_noise": (0.0, 0.01, 0.03, 0.1)}  # the paper's scales are in a picture that its text does not give
 WIDTHS = {"hidden_dim": (64, 128, 256)}
 MAZE = {"total_timesteps": 8_000, "learning_starts": 1_000, "eval_interval": 200, "eval_episodes": 5}
 MAZE |= {"trajectory_interval": 200, "bias_interval": 0, "checkpoint_interval": 1_000}
 MAZE_ID = ("maze_env:Maze-v0",)
-AGENTS = {"OMNet in actor and critic": omnet()} | CRITIC_ONLY | NO_OMNET
+AGENTS = OMNET | CRITIC_ONLY | NO_MASKS
 SPARSITIES = {f"S={s}": omnet(sparsity=s) for s in (0.2, 0.35, 0.65, 0.8)}
 SUBNETS = {f"N={n}": omnet(num_subnets=n) for n in (2, 4, 8)}
 INFINITE = {"N=infinity": omnet(dynamic_masks=True)}
 
-DIVERSE = MASKS | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20", "DroQ")} | NO_OMNET
+DIVERSE = MASKS | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20", "DroQ")} | NO_MASKS
 for where in ("critic", "actor"):
     MASKS |= {f"dense {layers}, {where} only": omnet(**flags, dense_in=where) for layers, flags in DENSE.items()}
-CONTROLS = OURS | NO_OMNET | CRITIC_ONLY | REDQ | STATIC
-CONTROLS["two dense critics with layer norm"] = Variant("droq", {"dropout": 0.0})
-CONTROLS["OMNet, balanced masks"] = omnet(balanced_masks=True)
-CONTROLS["OMNet, policy delay 4"] = omnet(policy_delay=4)
-CONTROLS["OMNet in the critic only, policy delay 4"] = omnet(actor_subnets=False, policy_delay=4)
+TWO_CRITICS = {"two dense critics": Variant("droq", {"dropout": 0.0})}  # with layer normalisation, and a plain actor
+CONTROLS = OURS | NO_MASKS | CRITIC_ONLY | REDQ | STATIC | TWO_CRITICS
+CONTROLS["balanced masks"] = omnet(balanced_masks=True)
+CONTROLS["OMNet-SAC, policy delay 4"] = omnet(policy_delay=4)
+CONTROLS["masks in the critic only, policy delay 4"] = omnet(actor_subnets=False, policy_delay=4)
 for rate in (6e-4, 1e-3):
-    for label, variant in (OMNET | REDQ | NO_OMNET).items():
+    for label, variant in (OMNET | REDQ | NO_MASKS).items():
         CONTROLS[f"{label}, learning rate {rate}"] = variant.at(learning_rate=rate)
-WIDE = OURS | NO_OMNET | CRITIC_ONLY | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20")}
+WIDE = OURS | NO_MASKS | CRITIC_ONLY | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20")}
 
+RETURN = "Return while training"
 FIGURES = {
-    "fig2a": Figure(OURS | MULTIPLE),
-    "fig2b": Figure(OURS | SINGLE),
-    "fig3": Figure(OURS | MULTIPLE | SINGLE | DROQ, also=CONTROLS | MASKS | SPARSITIES | SUBNETS | INFINITE),
-    "compute": Figure(OURS | NO_OMNET | MULTIPLE | {"Sin-SAC": SINGLE["Sin-SAC"]}, also=STATIC),
-    "fig4": Figure(BIASED, ("Humanoid-v4",), also=STATIC),
-    "fig5-7": Figure(AGENTS, MAZE_ID, MAZE_ID, MAZE),
-    "fig8": Figure(OURS | REDQ, ("Humanoid-v4",), (QUICK,), along=NOISE),
-    "fig9a": Figure(OURS | SPARSITIES, small=SHORT),
-    "fig9b": Figure(OURS | NO_OMNET | SUBNETS | INFINITE, small=SHORT, also=STATIC),
-    "fig10": Figure(DROQ, small=(QUICK,)),
-    "fig11": Figure(SIN_DROQ, small=(QUICK,)),
-    "bias-all-tasks": Figure(BIASED, also=STATIC),
-    "noise-all-tasks": Figure(OMNET | REDQ | {"DroQ": MULTIPLE["DroQ"]}, small=(QUICK,), along=NOISE),
-    "masks": Figure(MASKS, small=SHORT),
-    "controls": Figure(CONTROLS, small=SHORT),
-    "widths": Figure(WIDE, ("Hopper-v4",), (QUICK,), along=WIDTHS),
-    "diversity": Figure(DIVERSE),
-    "overview": Figure(OURS | NO_OMNET | REDQ | {"SAC": MULTIPLE["SAC"]}, ("Hopper-v4", "Ant-v4"), also=STATIC),
-    "streams": Figure(OMNET | STATIC, (QUICK,), (QUICK,)),
+    "fig2a": Figure(f"{RETURN}, methods with several critics", OURS | MULTIPLE),
+    "fig2b": Figure(f"{RETURN}, methods with one critic", OURS | SINGLE),
+    "fig3": Figure(
+        "Area under the curve against the FLOPs of training",
+        OURS | MULTIPLE | SINGLE,
+        also=NO_MASKS | STATIC | CRITIC_ONLY | TWO_CRITICS,
+    ),
+    "compute": Figure(
+        "Return against the cost of training",
+        OURS | NO_MASKS | MULTIPLE | {"Sin-SAC": SINGLE["Sin-SAC"]},
+        also=STATIC,
+    ),
+    "fig4": Figure("Value bias while training", BIASED, ("Humanoid-v4",), also=STATIC),
+    "fig5-7": Figure("The maze", AGENTS, MAZE_ID, MAZE_ID, MAZE),
+    "fig8": Figure("Return by observation noise", OURS | REDQ, ("Humanoid-v4",), (QUICK,), along=NOISE),
+    "fig9a": Figure(f"{RETURN}, by sparsity S", OURS | SPARSITIES, small=SHORT),
+    "fig9b": Figure(
+        f"{RETURN}, by number of subnetworks N", OURS | NO_MASKS | SUBNETS | INFINITE, small=SHORT, also=STATIC
+    ),
+    "fig10": Figure(f"{RETURN}, by DroQ's rate of dropout p", DROQ, small=(QUICK,)),
+    "fig11": Figure(f"{RETURN}, by Sin-DroQ's rate of dropout p", SIN_DROQ, small=(QUICK,)),
+    "bias-all-tasks": Figure("Value bias while training", BIASED, also=STATIC),
+    "noise-all-tasks": Figure(
+        "Return by observation noise", OMNET | REDQ | {"DroQ": MULTIPLE["DroQ"]}, small=(QUICK,), along=NOISE
+    ),
+    "masks": Figure(f"{RETURN}, by the layers with masks", MASKS, small=SHORT),
+    "controls": Figure(f"{RETURN}, one change at a time", CONTROLS, small=SHORT),
+    "widths": Figure("Return by width of the hidden layers", WIDE, ("Hopper-v4",), (QUICK,), along=WIDTHS),
+    "diversity": Figure("How much the critics differ while training", DIVERSE),
+    "overview": Figure(RETURN, OURS | NO_MASKS | REDQ | {"SAC": MULTIPLE["SAC"]}, ("Hopper-v4", "Ant-v4"), also=STATIC),
+    "streams": Figure(
+        f"{RETURN}, with earlier streams of random numbers and with today's",
+        OMNET | STATIC | NO_MASKS | {label: MULTIPLE[label] for label in ("REDQ", "SAC-20", "SAC")},
+        (QUICK,),
+        (QUICK,),
+    ),
 }
 NAMES = {name: name for name in FIGURES} | {f"fig{k}": "fig5-7" for k in (5, 6, 7)}
 

@@ -1,14 +1,20 @@
 """From the raw files of runs to the paper's figures and their tables.
 
     python -m paper.figures fig5-7 fig2a
+    python -m paper.figures runs/*
+    python -m paper.figures pages
 
 Writes `<name>.png` and `<name>.md` for each figure into `<results>/figures/`, with `--protocol small` from runs in
-`<results>/small` into `<results>/small/figures/`. A figure made of fewer seeds or steps than the protocol's says so in
-its title. Curves are of finished runs with equal flags: of what was run most often, the longest. Intervals are 95%
-intervals over seeds, of paper/stats.py; an axis reaches as far as single seeds do, and cuts off wider intervals.
+`<results>/small` into `<results>/small/figures/`. Curves are of finished runs with equal flags: of what was run most
+often, the longest. Intervals are 95% intervals over seeds, of paper/stats.py; an axis reaches as far as single seeds
+do, and cuts off wider intervals. Of run folders it draws what there is so far, into one picture beside them. `pages`
+writes the tables of README.md and paper/README.md again, which are parts of the figures' tables.
 """
 
 import csv
+import json
+import os
+import re
 import shlex
 import sys
 from collections import defaultdict
@@ -17,17 +23,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, count, product
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from matplotlib.ticker import NullFormatter
 
 from maze_env import GOAL, GOAL_RADIUS, START, WALLS
 from omnet_sac import UsageError
 from paper.baselines import METHODS
-from paper.experiments import FIGURES, MAZE, MAZE_ID, NAMES, Variant, on_task
+from paper.experiments import FIGURES, MAZE, MAZE_ID, NAMES, RETURN, Variant, on_task
 from paper.flops import gflop_per_step
 from paper.stats import (
     COLORS,
@@ -40,7 +45,7 @@ from paper.stats import (
     interval,
     iqm_text,
     last_sixth,
-    legend_beside,
+    legend_below,
     line_style,
     margins,
     markdown,
@@ -49,7 +54,6 @@ from paper.stats import (
     ratio_text,
     read,
     save,
-    score,
     stack,
 )
 from paper.sweep import (
@@ -64,23 +68,25 @@ from paper.sweep import (
     typed_flags,
 )
 
-# Returns of a random policy and of TD3 on the v4 tasks, for a normalisation that depends on no set of methods
-RANDOM = {"Hopper-v4": 18.8, "Walker2d-v4": 2.8, "Ant-v4": -70.3, "Humanoid-v4": 120.4}
-TD3 = {"Hopper-v4": 3226.0, "Walker2d-v4": 3946.0, "Ant-v4": 3942.0, "Humanoid-v4": 5165.0}
 MAZE_WINDOWS = 100, 500, 1000  # training steps of Figure 6
 CELLS = 30  # per side of its grid
-NUM_SEEDS = 10  # of the paper's figures
-# What looks the same in all figures
-FAMILIAR = "OMNet", "OMNet, dense input and output", "no OMNet", "REDQ", "SAC", "SAC-20", "Sin-SAC", "DroQ"
-FAMILIAR += ("static sparsity, N=1",)
+PUBLISHED_SEEDS = 10  # of paper/reference_curves.csv
+FLOP_TICKS = 0.02, 0.05, 0.1, 0.2, 0.5, 1
+# What looks the same in all figures; nine further on the colour is the same
+FAMILIAR = "OMNet-SAC", "dense ends", "no masks", "REDQ", "SAC", "SAC-20", "Sin-SAC", "DroQ", "one static mask"
+FAMILIAR += "masks in the critic only", "dense input", "two dense critics", "dense output", "SR-SAC", "N=infinity"
+FAMILIAR += "SR-Sin-SAC", "Sin-DroQ"
+OMNET = "OMNet-SAC"  # what all are compared with
+BETTER = f"P(better than {OMNET}"
+ALL = f"figures to draw: {', '.join(NAMES)}"
+LEGEND = "mean and 95% interval over seeds; where these are two or three, each seed in a thin line"
 
 
 @dataclass
 class Flags:
     """Draws figures from the runs that are there, with further training flags from those that have these."""
 
-    figures: tyro.conf.Positional[tuple[Literal[tuple(NAMES)], ...]] = ()
-    """figures to draw"""
+    figures: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(help=f"{ALL}; run folders; or pages")] = ()
     protocol: Literal[tuple(PROTOCOLS)] = "paper"
     """draw the runs of this protocol"""
     env_ids: tuple[str, ...] = ()
@@ -121,19 +127,12 @@ class Results:
         tasks = self.env_ids or [*getattr(self.figure, self.protocol), *sorted(found - {*known, ""})]
         return [env_id for env_id in tasks if any(self.runs(v, env_id) for v in variants)]
 
-    def title(self, seeds: list[int], steps: dict[str, int]) -> str:
-        """The figure's name, and what a title must admit: a miniature, another width, fewer seeds or steps."""
-        fewest, most = min(seeds), max(seeds)
-        told = ["in miniature"] if self.protocol == "small" else []
+    def title(self) -> str:
+        """What the figure shows, of runs of what size."""
+        told = [self.figure.title]
+        told += ["in miniature"] if self.protocol == "small" else []
         told += [f"width {self.width}"] if self.width != PROTOCOLS[self.protocol].flags["hidden_dim"] else []
-        told += (
-            [f"{fewest if fewest == most else f'{fewest} to {most}'} of {NUM_SEEDS} seeds"]
-            if fewest < NUM_SEEDS
-            else []
-        )
-        short = [(n, self.size(e)["total_timesteps"]) for e, n in steps.items() if n < self.size(e)["total_timesteps"]]
-        told += ["{:,} of {:,} steps".format(*max(short))] if short else []
-        return self.name + (f" ({', '.join(told)})" if told else "")
+        return ", ".join(told)
 
     def save(self, fig, name: str) -> None:
         (self.folder / "figures").mkdir(exist_ok=True)
@@ -148,11 +147,15 @@ def stored_env_id(path: Path) -> str:
         return ""
 
 
-def finish(results: Results, fig, axes, seeds: list[int], longest: dict[str, int]) -> None:
+def finish(results: Results, fig, axes, note: str = LEGEND) -> None:
     """Legend, title, the file."""
-    legend_beside(fig, axes)
-    fig.suptitle(results.title(seeds, longest), x=0.02, ha="left", fontsize=11)  # not under the legend
+    legend_below(fig, axes)
+    fig.suptitle(f"{results.title()}\n{note}", x=0.02, ha="left", fontsize=10)
     results.save(fig, results.name)
+
+
+def panel_title(env_id: str, steps: int) -> str:
+    return f"{env_id}, to {steps:,} steps"
 
 
 def numbered(variants: Iterable[str]) -> dict[str, int]:
@@ -163,11 +166,13 @@ def numbered(variants: Iterable[str]) -> dict[str, int]:
 
 
 def draw_means(axis, groups: dict[float, np.ndarray], **style) -> None:
-    """At each x the mean of its values (seeds,), with its 95% interval."""
+    """At each x the mean of its values (seeds,), with its 95% interval and the number of seeds."""
     x, means = [*groups], [values.mean() for values in groups.values()]
     bars = np.transpose([margins([values]) for values in groups.values()])
     with as_wide_as(axis, np.repeat(x, [*map(len, groups.values())]), np.concatenate([*groups.values()])):
         axis.errorbar(x, means, bars, **style)
+    for place, mean, values in zip(x, means, groups.values()):
+        axis.annotate(len(values), (place, mean), (4, 4), textcoords="offset points", fontsize=7, color="0.3")
 
 
 def better(*tasks: tuple[list[Path], list[Path]], by_score: bool = False) -> str:
@@ -185,49 +190,52 @@ def better(*tasks: tuple[list[Path], list[Path]], by_score: bool = False) -> str
 
 def draw_curves(results: Results) -> str:
     """One panel per task, a curve with its interval per variant; the published curves in grey. Returns the table."""
-    tasks, rows, seeds, longest = results.tasks(), [], [], {}
+    tasks, rows = results.tasks(), []
     fig, axes = panels(tasks)
     for axis, env_id in zip(axes[0], tasks):
-        omnet = results.runs(Variant("omnet-sac"), env_id)
+        omnet, longest = results.runs(Variant("omnet-sac"), env_id), np.zeros(1)
         for title, variant in results.variants.items():
             runs = results.runs(variant, env_id)
             if not runs:
                 continue
             steps, values = stack([curve(run) for run in runs])
-            seeds.append(len(runs))
-            longest[env_id] = max(longest.get(env_id, steps), steps, key=lambda s: s[-1])
+            longest = max(longest, steps, key=lambda s: s[-1])
             draw(axis, steps, values, results.looks[title], title)
             scores = last_sixth(steps, values)
             told = interval(scores), iqm_text([scores], 0), better((runs, omnet), by_score=True)
             told += interval(area(values)), better((runs, omnet))
             rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *told])
         if results.protocol == "paper":
-            rows += draw_published(axis, env_id, longest[env_id])
-        axis.set(title=env_id, ylabel="return")
+            rows += draw_published(axis, env_id, longest)
+        axis.set(title=panel_title(env_id, longest[-1]), ylabel="return")
         along(axis)
-    finish(results, fig, axes, seeds, {env_id: steps[-1] for env_id, steps in longest.items()})
-    header = "task | method | seeds | steps | score (last sixth), mean [95%] | IQM [95%]"
-    header += " | P(better than OMNet by score) [95%]"
-    return markdown(f"{header} | area under the curve [95%] | P(better than OMNet) [95%]", rows)
+    finish(results, fig, axes)
+    header = f"task | method | seeds | steps | score (last sixth), mean [95%] | IQM [95%] | {BETTER} by score) [95%]"
+    return markdown(f"{header} | area under the curve [95%] | {BETTER}) [95%]", rows)
+
+
+def published(method: str, env_id: str, steps: np.ndarray) -> np.ndarray | None:
+    """The mean returns at `steps` (T,) of paper/reference_curves.csv; None where the task is not in it."""
+    with (ROOT / "paper" / "reference_curves.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if (row["method"], row["env_id"]) == (method, env_id)]
+    return np.interp(steps, *zip(*((int(row["step"]), float(row["mean"])) for row in rows))) if rows else None
 
 
 def draw_published(axis, env_id: str, steps: np.ndarray) -> list[list]:
-    """The curves of paper/reference_curves.csv, means of 10 seeds, at `steps` (T,); returns their rows of the table."""
-    with (ROOT / "paper" / "reference_curves.csv").open() as file:
-        published = [row for row in csv.DictReader(file) if row["env_id"] == env_id]
+    """The published curves of REDQ and SAC at `steps` (T,); returns their rows of the table."""
     table = []
-    for method, style in (("REDQ-20", "-"), ("SAC", ":")) if published else ():
-        points = [(int(row["step"]), float(row["mean"])) for row in published if row["method"] == method]
-        means = np.interp(steps, *zip(*points))
-        axis.plot(steps, means, color="0.6", linestyle=style, linewidth=1, label=f"{method}, published")
-        row = [f"{method}, published", NUM_SEEDS, f"{steps[-1]:,}", f"{last_sixth(steps, means):.0f}", *[""] * 4]
-        table.append([env_id, *row])
+    for method, style in (("REDQ-20", "-"), ("SAC", ":")):
+        means = published(method, env_id, steps)
+        if means is not None:
+            axis.plot(steps, means, color="0.6", linestyle=style, linewidth=1, label=f"{method}, published")
+            row = f"{method}, published", PUBLISHED_SEEDS, f"{steps[-1]:,}", f"{last_sixth(steps, means):.0f}"
+            table.append([env_id, *row, "", "", f"{area(means):.0f}", ""])
     return table
 
 
 def draw_recorded(results: Results, columns: dict[str, str]) -> str:
     """A panel per task and column of bias.csv (by its label), a curve per variant that has it. Returns the table."""
-    tasks, rows, seeds, longest = results.tasks(), {}, [], {}
+    tasks, rows, longest = results.tasks(), {}, {}
     fig, axes = panels(tasks, 0.8 + 3 * len(columns), len(columns))
     for (label, column), line in zip(columns.items(), axes):
         for axis, env_id in zip(line, tasks):
@@ -237,40 +245,44 @@ def draw_recorded(results: Results, columns: dict[str, str]) -> str:
                 if not runs:
                     continue
                 steps, values = stack([curve(run, "bias.csv", column) for run in runs])
-                seeds.append(len(runs))
                 longest[env_id] = max(longest.get(env_id, 0), steps[-1])
                 draw(axis, steps, values, results.looks[title], title)
                 row = rows.setdefault((env_id, title), [len(runs), f"{steps[-1]:,}"] + [""] * len(columns))
                 row[2 + list(columns).index(label)] = interval(values[:, -1], digits=3)
-            axis.set(title=env_id, ylabel=label)
+            axis.set(title=panel_title(env_id, longest.get(env_id, 0)), ylabel=label)
             along(axis)
             if column == "normalised_mean":
                 axis.set_yscale("symlog", linthresh=0.1)  # small biases and huge ones, the paper's two panels, in one
-    finish(results, fig, axes, seeds, longest)
+    finish(results, fig, axes)
     header = " | ".join(["task | method | seeds | steps", *(f"last {label} [95%]" for label in columns)])
     return markdown(header, [[*key, *row] for key, row in rows.items()])
 
 
-def scale(results: Results, env_id: str, runs: dict[str, list[Path]]) -> tuple[dict[str, np.ndarray], str]:
-    """What the runs of each method are worth (seeds,) on a task, and the name of that scale.
+def references(results: Results, env_id: str, steps: list[int]) -> list[list[dict[int, float]]]:
+    """The curves of SAC and of REDQ: at the paper's size as published, at `steps`; in miniature of our runs. Empty
+    where there are not both."""
+    if results.protocol == "paper":
+        known = [published(method, env_id, np.array(steps)) for method in ("SAC", "REDQ-20")]
+        return [[dict(zip(steps, means))] for means in known] if known[0] is not None else []
+    found = [[curve(run) for run in results.runs(Variant(method), env_id)] for method in ("sac", "redq")]
+    return found if all(found) else []
 
-    At the paper's size scores between a random policy's and TD3's where these are known; else areas under the curves
-    between SAC's and REDQ's; without runs of these, relative to the best method's.
-    """
-    if env_id in TD3 and results.protocol == "paper":
-        worth = {title: np.array([score(run) for run in found]) for title, found in runs.items()}
-        span = TD3[env_id] - RANDOM[env_id]
-        return {title: (scores - RANDOM[env_id]) / span for title, scores in worth.items()}, "0 = random, 1 = TD3"
-    sac, redq = (results.runs(Variant(method), env_id) for method in ("sac", "redq"))
-    reference = [sac, redq] if sac and redq else []
-    groups = [*reference, *runs.values()]
-    _, values = stack([curve(run) for group in groups for run in group])
-    areas = np.split(area(values), np.cumsum([len(group) for group in groups])[:-1])
-    if reference:
-        zero, one, *areas = areas
-        return {title: normalised(a, zero, one) for title, a in zip(runs, areas)}, "0 = SAC, 1 = REDQ"
-    best = max(a.mean() for a in areas)
-    return {title: a / best for title, a in zip(runs, areas)}, "1 = the best"
+
+def scale(results: Results, env_id: str, runs: dict[str, list[Path]]) -> tuple[dict[str, np.ndarray], str]:
+    """The area under the curves (seeds,) of each method on a task, on the scale on which SAC's is 0 and REDQ's is 1,
+    and the name of that scale; where these are not known, relative to the best method's."""
+    worth = {}
+    for title, found in runs.items():
+        own = [curve(run) for run in found]
+        known = references(results, env_id, sorted({step for c in own for step in c}))
+        areas = area(stack([*own, *(c for group in known for c in group)])[1])
+        worth[title], *known = np.split(areas, np.cumsum([len(own), *map(len, known)])[:-1])
+        if known:
+            worth[title] = normalised(worth[title], *known)
+    if known:
+        return worth, "score: 0 = SAC, 1 = REDQ" + ", as published" * (results.protocol == "paper")
+    best = max(areas.mean() for areas in worth.values())
+    return {title: areas / best for title, areas in worth.items()}, "score: 1 = the best"
 
 
 def kept_share(variant: Variant) -> float:
@@ -286,7 +298,7 @@ def variant_gflop(variant: Variant, env_id: str, hidden_dim: int) -> float:
 
 def draw_efficiency(results: Results) -> str:
     """Figure 3: what every method that was run is worth, against its training FLOPs relative to REDQ's."""
-    tasks, rows, groups, seeds, found_on = results.tasks(), [], defaultdict(dict), [], {}
+    tasks, rows, groups, found_on = results.tasks(), [], defaultdict(dict), {}
     fig, axes = panels(tasks, 4.6)
     for axis, env_id in zip(axes[0], tasks):
         runs = found_on[env_id] = {}
@@ -302,27 +314,28 @@ def draw_efficiency(results: Results) -> str:
             dense = variant_gflop(variant, env_id, width) / variant_gflop(Variant("redq"), env_id, width)
             marker = {"marker": "osD^v<>P*X"[k // 9 % 10], "color": COLORS[k % 9], "linestyle": ""}
             draw_means(axis, {dense: values}, label=title, **marker)
-            sparse = f"{dense * kept_share(variant):.3f}"
-            told = f"{dense:.3f}", sparse, interval(values, digits=2), better((runs[title], runs.get("OMNet", [])))
-            rows.append([env_id, title, len(values), *told])
-            seeds.append(len(values))
+            sparse = f"{dense * kept_share(variant):.2f}"
+            areas = interval(area(stack([curve(run) for run in runs[title]])[1]))
+            told = areas, interval(values, digits=2), better((runs[title], runs.get(OMNET, [])))
+            rows.append([env_id, title, len(values), f"{dense:.2f}", sparse, *told])
             groups[title][env_id] = values
-        axis.set(xscale="log", xlabel="training FLOPs relative to REDQ", title=env_id, ylabel=name)
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set(xscale="log", xlabel="FLOPs of training relative to REDQ", title=env_id, ylabel=name)
+        axis.set_xticks(FLOP_TICKS, FLOP_TICKS)
+        axis.set_xticks([], minor=True)
     for title, by_task in groups.items():
         if len(tasks) > 1 and by_task.keys() == set(tasks):
             equal = min(map(len, by_task.values()))  # seeds, so that every task has the same weight
             summary = f"{iqm_text([values[:equal] for values in by_task.values()])} (IQM)"
-            told = better(*((runs[title], runs.get("OMNet", [])) for runs in found_on.values()))
-            rows.append([f"all {len(tasks)}", title, equal, "", "", summary, told])
-    finish(results, fig, axes, seeds, {})
-    header = "task | method | seeds | FLOPs / REDQ, dense | masked entries not counted | score, normalised [95%]"
-    return markdown(f"{header} | P(better than OMNet) [95%]", rows)
+            told = better(*((runs[title], runs.get(OMNET, [])) for runs in found_on.values()))
+            rows.append([f"all {len(tasks)}", title, equal, "", "", "", summary, told])
+    finish(results, fig, axes, "mean and 95% interval over seeds, whose number is beside it")
+    header = "task | method | seeds | FLOPs / REDQ's | masked entries not counted | area under the curve [95%]"
+    return markdown(f"{header} | score: 0 = SAC, 1 = REDQ [95%] | {BETTER}) [95%]", rows)
 
 
 def training_times(results: Results) -> dict[tuple[str, str, int], float]:
-    """The time of training by variant, task and width, relative to OMNet's in the same measurement, the last one, of
-    those that paper.speed has appended to `speed.csv` in the folder of all results or above it, OMNet first."""
+    """The time of training by variant, task and width, relative to OMNet-SAC's in the same measurement, the last one,
+    of those that paper.speed has appended to `speed.csv` in the folder of all results or above it, OMNet-SAC first."""
     paths = [path for path in (results.root / "speed.csv", results.root.parent / "speed.csv") if path.exists()]
     omnet, times = {}, {}
     if not paths:
@@ -348,9 +361,9 @@ def against_cost(run: Path, cost: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_compute(results: Results) -> str:
-    """Returns against the FLOPs of training and, where speeds were measured, against its time, as far as OMNet's runs
-    go; areas under these curves at equal cost."""
-    tasks, times, rows, seeds = results.tasks(), training_times(results), [], []
+    """Returns against the FLOPs of training and, where speeds were measured, against its time, as far as OMNet-SAC's
+    runs go; areas under these curves at equal cost."""
+    tasks, times, rows = results.tasks(), training_times(results), []
     runs, flop, time = {}, {}, {}  # by task and title; what an environment step costs
     for env_id, (title, variant) in product(tasks, results.variants.items()):
         if found := results.runs(variant, env_id):
@@ -358,34 +371,33 @@ def draw_compute(results: Results) -> str:
             flop[env_id, title] = 1e9 * variant_gflop(variant, env_id, results.width)
             if measured := times.get((variant.name, env_id, results.width)):
                 time[env_id, title] = measured
-    costs = {"FLOPs of training": flop} | ({"time of training, in that of OMNet's steps": time} if time else {})
+    costs = {"FLOPs of training": flop} | ({"time of training, in steps of OMNet-SAC": time} if time else {})
     fig, axes = panels(tasks, 3.8 * len(costs), len(costs))
     for (quantity, cost), line in zip(costs.items(), axes):
         for axis, env_id in zip(line, tasks):
             titles = [title for task, title in cost if task == env_id]
             curves = {t: [against_cost(run, cost[env_id, t]) for run in runs[env_id, t]] for t in titles}
-            omnets = curves.get("OMNet", [])
+            omnets = curves.get(OMNET, [])
             for title, own in curves.items():
                 spent = np.linspace(0, min(known[-1] for known, _ in (*own, *omnets)), 101)
                 values, others = (np.array([np.interp(spent, *c) for c in group]) for group in (own, omnets))
                 draw(axis, spent, values, results.looks[title], title)
                 areas, told = area(values), ["", ""]
-                if omnets and title != "OMNet":
+                if omnets and title != OMNET:
                     told = [interval(area(others)), improvement_text([areas], [area(others)])]
                 end = f"{spent[-1] / 1e15:.3g} PFLOP" if cost is flop else f"time of {spent[-1]:,.0f} steps"
                 rows.append([env_id, title, len(own), end, interval(areas), *told])
-                seeds.append(len(own))
             axis.set(title=env_id, ylabel="return", visible=bool(curves))
             along(axis, quantity)
-    finish(results, fig, axes, seeds, {})
-    header = "task | method | seeds | cost | area under the curve to there [95%] | OMNet's to there [95%]"
-    return markdown(f"{header} | P(better than OMNet at equal cost) [95%]", rows)
+    finish(results, fig, axes)
+    header = "task | method | seeds | cost | area under the curve to there [95%] | OMNet-SAC's to there [95%]"
+    return markdown(f"{header} | {BETTER} at equal cost) [95%]", rows)
 
 
 def draw_against(results: Results, label: str) -> str:
     """What methods return at each value of the figure's flag, which `label` names: a panel per task, a line per method.
-    Returns the table, in which OMNet is that at the same value."""
-    tasks, rows, seeds = results.tasks(), [], []
+    Returns the table, in which OMNet-SAC is that at the same value."""
+    tasks, rows = results.tasks(), []
     ((flag, values),) = results.figure.along.items()
     first = values[0]
     fig, axes = panels(tasks)
@@ -398,17 +410,16 @@ def draw_against(results: Results, label: str) -> str:
             curves = {x: stack([curve(run) for run in runs]) for x, runs in by_value.items() if runs}
             areas = {x: area(returns) for x, (_, returns) in curves.items()}
             for x in areas:
-                told = [interval(areas[x]), better((by_value[x], found["OMNet"][x]))]
+                told = [interval(areas[x]), better((by_value[x], found[OMNET][x]))]
                 told += [ratio_text(areas[x], areas[first]) if x != first and first in areas else ""]
                 rows.append([env_id, title, x, len(areas[x]), *told, interval(last_sixth(*curves[x]))])
-                seeds.append(len(areas[x]))
             if areas:
                 look = line_style(results.looks[title])
                 draw_means(axis, {values.index(x): areas[x] for x in areas}, label=title, marker="o", **look)
         axis.set(xlabel=label, ylabel="area under the curve", title=env_id)
         axis.set_xticks(range(len(values)), values)
-    finish(results, fig, axes, seeds, {})
-    header = f"task | method | {label} | seeds | area under the curve [95%] | P(better than OMNet) [95%]"
+    finish(results, fig, axes, "mean and 95% interval over seeds, whose number is beside it")
+    header = f"task | method | {label} | seeds | area under the curve [95%] | {BETTER}) [95%]"
     return markdown(f"{header} | area relative to that at {first} [95%] | score (last sixth) [95%]", rows)
 
 
@@ -478,14 +489,14 @@ def draw_overview(results: Results) -> str:
     """The README's picture: returns, and the subnetworks' paths in the maze when one first arrives."""
     tasks, rows = results.tasks(), []
     fig, (*axes, right) = plt.subplots(1, len(tasks) + 1, figsize=(4.2 * len(tasks) + 3.6, 4.6), layout="constrained")
-    miniature = ", in miniature" if results.protocol == "small" else ""
     for axis, env_id in zip(axes, tasks):
         for title, variant in results.variants.items():
             if found := results.runs(variant, env_id):
                 steps, values = stack([curve(run) for run in found])
-                draw(axis, steps, values, results.looks[title], f"{title} ({len(found)} seeds)")
+                seeds = f"{len(found)} seed{'s' * (len(found) > 1)}"
+                draw(axis, steps, values, results.looks[title], f"{title} ({seeds})")
                 rows.append([env_id, title, len(found), interval(area(values))])
-        axis.set_title(f"{env_id}{miniature}: return, 95% interval", fontsize=10)
+        axis.set_title(f"return on {panel_title(env_id, steps[-1])}", fontsize=10)
         along(axis)
         axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15))  # hides no curve
     maze = Results("fig5-7", Flags(results=results.root), [])
@@ -494,6 +505,7 @@ def draw_overview(results: Results) -> str:
         step = arrivals(recorded)[0]
         draw_paths(right, recorded[step])
         right.set_title(f"the five actor subnetworks in the maze,\n{step:,} steps into training", fontsize=10)
+    fig.suptitle(f"{results.title()}: {LEGEND}", x=0.02, ha="left", fontsize=10)
     results.save(fig, results.name)
     return markdown("task | method | seeds | area under the curve [95%]", rows)
 
@@ -503,17 +515,17 @@ def draw_maze(results: Results) -> str:
     (env_id,), starts = MAZE_ID, MAZE["learning_starts"]
     runs = {title: results.runs(variant, env_id) for title, variant in results.variants.items()}
     runs = {title: found for title, found in runs.items() if found}
-    note = results.title([*map(len, runs.values())], {}).removeprefix(results.name)
+    seeds = {title: f"{title} ({len(found)} seeds)" for title, found in runs.items()}
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained", width_ratios=[1, 1.4])
     maze_map(left)
     for title, found in runs.items():
         steps, values = stack([curve(run) for run in found])
-        draw(right, steps, values, results.looks[title], title)
+        draw(right, steps, values, results.looks[title], seeds[title])
     right.set_ylabel("evaluation return")
     along(right)
     right.legend(fontsize=8, frameon=False)
-    fig.suptitle(f"Figure 5: the maze; evaluation return, mean and 95% interval{note}")
+    fig.suptitle(f"Figure 5: the maze, and the return in it; {LEGEND.partition(';')[0]}", fontsize=11)
     results.save(fig, "fig5")
 
     fig, axes = plt.subplots(len(runs), 3, figsize=(9.5, 3.2 * len(runs)), layout="constrained", squeeze=False)
@@ -523,8 +535,8 @@ def draw_maze(results: Results) -> str:
             scale = {"vmin": 0, "vmax": np.max(means) ** 0.5}  # one for all agents
             axis.imshow(mean.T**0.5, origin="lower", extent=(0, 1, 0, 1), cmap="Reds", **scale)
             maze_map(axis)
-            axis.set_title(f"{title}\nfirst {steps} training steps", fontsize=9)
-    fig.suptitle(f"Figure 6: visitation frequency (square root), mean over seeds{note}")
+            axis.set_title(f"{title}\nfirst {steps:,} steps of training", fontsize=9)
+    fig.suptitle("Figure 6: visitation frequency (square root), mean over seeds", fontsize=11)
     results.save(fig, "fig6")
 
     first = paths(next(iter(runs.values()))[0])
@@ -539,7 +551,7 @@ def draw_maze(results: Results) -> str:
     fig.suptitle("Figure 7: deterministic episodes of the five subnetworks, seed 1", fontsize=11)
     results.save(fig, "fig7")
 
-    header, rows = "measure | " + " | ".join(f"{title} ({len(found)} seeds)" for title, found in runs.items()), []
+    header, rows = "measure | " + " | ".join(seeds.values()), []
     for steps in MAZE_WINDOWS:
         shares = [[(visitation(run, steps) > 0).mean() for run in found] for found in runs.values()]
         rows.append([f"share of cells visited in {steps} steps", *(interval(v, digits=3) for v in shares)])
@@ -565,24 +577,95 @@ def draw_maze(results: Results) -> str:
 def draw_streams(results: Results) -> str:
     """Of each variant, runs whose masks followed from the weights' random numbers, beside those of today: a panel with
     two curves. Returns the table."""
-    (env_id, *_), rows, seeds = results.tasks(), [], []
-    fig, axes = panels(results.variants)
+    (env_id, *_), rows = results.tasks(), []
     before = Results(results.name, replace(results.flags, results=results.root / "earlier_streams"), results.words)
-    for axis, (title, variant) in zip(axes[0], results.variants.items()):
-        earlier = before.runs(variant, env_id)
+    today = {title: results.runs(variant, env_id) for title, variant in results.variants.items()}
+    today = {title: found for title, found in today.items() if found}
+    fig, axes = panels(today)
+    for axis, title in zip(axes[0], today):
+        earlier = before.runs(results.variants[title], env_id)
         for k, (label, where, runs) in enumerate(
-            [("earlier streams", before, earlier), ("today's", results, results.runs(variant, env_id))]
+            [("earlier streams", before, earlier), ("today's streams", results, today[title])]
         ):
             steps, values = stack([curve(run) for run in runs])
             draw(axis, steps, values, k, label)
-            seeds.append(len(runs))
             over = better((runs, where.runs(Variant("omnet-sac"), env_id))), better((runs, earlier))
             rows.append([title, label, len(runs), interval(area(values)), *over])
-        axis.set(title=title, ylabel=f"return on {env_id}")
+        axis.set(title=f"{title}, {panel_title(env_id, steps[-1])}", ylabel="return")
+        axis.title.set_fontsize(9)
         along(axis)
-    finish(results, fig, axes, seeds, {})
-    header = "method | streams | seeds | area under the curve [95%] | P(better than OMNet of these streams) [95%]"
+    finish(results, fig, axes)
+    header = f"method | streams | seeds | area under the curve [95%] | {BETTER} of these streams) [95%]"
     return markdown(f"{header} | P(better than with earlier streams) [95%]", rows)
+
+
+def differing(abouts: list[dict]) -> list[str]:
+    """Names of runs, whose args.json these are, by method and the flags in which those of the method differ."""
+    names = []
+    for about in abouts:
+        alike = [other["args"] for other in abouts if other["method"] == about["method"]]
+        values = {name: {str(args.get(name)) for args in alike} for args in alike for name in args}
+        told = [name for name in about["args"] if len(values[name]) > 1 and name not in ("seed", "env_id", "run_dir")]
+        names.append(", ".join([about["method"], *(f"{name} {about['args'][name]}" for name in told)]))
+    return names
+
+
+def draw_folders(folders: list[Path]) -> str:
+    """The curves of these run folders, as far as they have come, by task and by method with the flags that differ.
+    Writes `curves.png` beside them. Returns the table."""
+    abouts = [json.loads((folder / "args.json").read_text()) for folder in folders]
+    groups = defaultdict(lambda: defaultdict(list))
+    for folder, about, name in zip(folders, abouts, differing(abouts)):
+        if (folder / "eval.csv").exists() and (known := curve(folder)):
+            groups[about["args"]["env_id"]][name].append(known)
+        else:
+            print(f"left out, not evaluated yet: {folder}", file=sys.stderr)
+    if not groups:
+        raise UsageError("none of these runs has been evaluated yet: there is nothing to draw")
+    looks = numbered(dict.fromkeys(name for by_name in groups.values() for name in by_name))
+    fig, axes = panels(groups)
+    rows = []
+    for axis, (env_id, by_name) in zip(axes[0], groups.items()):
+        for name, curves in by_name.items():
+            steps, values = stack(curves)
+            if not len(steps):
+                raise UsageError(f"{name} on {env_id}: there is no step at which all its runs were evaluated")
+            draw(axis, steps, values, looks[name], name)
+            told = interval(last_sixth(steps, values)), interval(area(values))
+            rows.append([env_id, name, len(curves), f"{steps[-1]:,}", *told])
+        axis.set(title=env_id, ylabel="return")
+        along(axis)
+    legend_below(fig, axes)
+    fig.suptitle(f"{RETURN}\n{LEGEND}", x=0.02, ha="left", fontsize=10)
+    path = Path(os.path.commonpath([folder.resolve().parent for folder in folders])) / "curves.png"
+    save(fig, path)
+    table = markdown("task | runs | seeds | steps | score (last sixth) [95%] | area under the curve [95%]", rows)
+    return f"{table}\nthe curves are in {path}"
+
+
+def part(table: str, task: str, columns: list[str]) -> str:
+    """Of a table the rows that begin with `task`, all where it is `*`, with these columns, named by how they begin."""
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    chosen = [next((k for k, name in enumerate(header) if name.startswith(column)), None) for column in columns]
+    rows = [[row[k] for k in chosen if k is not None] for row in rows if task in (row[0], "*")]
+    if None in chosen or not rows:
+        raise UsageError(f"no table of {task} with the columns {', '.join(columns)}: there are {', '.join(header)}")
+    return markdown(" | ".join(header[k] for k in chosen), rows)
+
+
+MARKED = re.compile(r"(<!-- (\S+\.md) (.*?): (.*?) -->\n).*?(<!-- end -->)", re.S)
+
+
+def filled(page: Path) -> str:
+    """The text of a page, each table of which stands between `<!-- figures/NAME.md TASK: COLUMN, COLUMN -->`, a path
+    below paper/results, and `<!-- end -->`, and is written again."""
+
+    def table(found: re.Match) -> str:
+        begin, path, task, columns, end = found.groups()
+        text = (ROOT / "paper" / "results" / path).read_text()
+        return begin + part(text, task, columns.split(", ")) + end
+
+    return MARKED.sub(table, page.read_text())
 
 
 BIAS = {"value bias / mean return": "normalised_mean"}
@@ -603,20 +686,35 @@ DRAW |= {
 }
 
 
+def draw_figure(results: Results) -> str:
+    """Draws a figure and writes its table, which it returns. Exit code 1 where there is nothing to draw."""
+    if not results.tasks():
+        hint = f"python -m paper.experiments {results.name} --protocol small --seeds 3"
+        print(f"error: no finished runs of {results.name} in {results.folder}: {hint}", file=sys.stderr)
+        sys.exit(1)
+    table = DRAW[results.name](results)
+    (results.folder / "figures" / f"{results.name}.md").write_text(table)
+    return f"{results.name}\n{table}"
+
+
 def main(flags: Flags, words: list[str] = ()) -> None:
-    """Draws the figures and prints their tables. Exit code 1 where there is nothing to draw."""
+    """Draws the figures and prints their tables. Exit code 1 or 2 where there is nothing to draw."""
     if not flags.figures:
         print_help(Flags)
     with one_sentence():
-        for name in dict.fromkeys(NAMES[name] for name in flags.figures):
-            results = Results(name, flags, words)
-            if not results.tasks():
-                hint = f"python -m paper.experiments {name} --protocol small --seeds 3"
-                print(f"error: no finished runs of {name} in {results.folder}: {hint}", file=sys.stderr)
-                sys.exit(1)
-            table = DRAW[name](results)
-            (results.folder / "figures" / f"{name}.md").write_text(table)
-            print(f"{name}\n{table}")
+        folders = [Path(name) for name in flags.figures if (Path(name) / "args.json").exists()]
+        names = dict.fromkeys(NAMES[name] for name in flags.figures if name in NAMES)
+        pages = "pages" in flags.figures
+        unknown = [name for name in flags.figures if name not in (*NAMES, "pages") and not Path(name).exists()]
+        if unknown or not (folders or names or pages):
+            told = f"{', '.join(unknown or flags.figures)}: neither a figure nor a run folder"
+            raise UsageError(f"{told}; figures are {', '.join(NAMES)}")
+        for name in names:
+            print(draw_figure(Results(name, flags, words)))
+        if folders:
+            print(draw_folders(folders))
+        for page in (ROOT / "README.md", ROOT / "paper" / "README.md") if pages else ():
+            page.write_text(filled(page))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ matplotlib.use("Agg")  # into files, on machines without a display too
 # Okabe & Ito's, which the colour-blind can tell apart, but for their yellow, too pale, and grey, the published curves';
 # line styles tell curves apart in print
 COLORS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7B3FA0"]
-STYLES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
+STYLES = ["-", "--", "-.", ":", (0, (9, 2, 1, 2, 1, 2)), (0, (3, 1, 1, 1)), (0, (1, 1))]
 LEVEL, POWER = 0.05, 0.8  # of a test; intervals are of 1 - LEVEL
 TRIMMED = 0.25  # of each tail, for an IQM
 
@@ -215,13 +215,21 @@ def panels(tasks: Collection, height: float = 3.8, rows: int = 1):
     return plt.subplots(rows, len(tasks), figsize=size, squeeze=False, layout="constrained")
 
 
-def legend_beside(fig, axes) -> None:
-    """One legend for all panels, beside them, in as many columns as its lines need."""
-    labels = {label: line for axis in np.ravel(axes) for line, label in zip(*axis.get_legend_handles_labels())}
+def legend_below(fig, axes) -> None:
+    """One legend for all panels, below them, with the number of seeds in each panel of the first row that says it."""
+    lines, seeds = {}, defaultdict(list)
+    for axis in np.ravel(axes):
+        for line, label in zip(*axis.get_legend_handles_labels()):
+            lines[label] = line
+            if axis in axes[0] and getattr(line, "seeds", 0):
+                seeds[label].append(line.seeds)
+    told = {label: f" ({', '.join(map(str, dict.fromkeys(n)))} seeds)" for label, n in seeds.items()}
+    told = {label: told.get(label, "").replace("(1 seeds)", "(1 seed)") for label in lines}
     width, height = fig.get_size_inches()
-    columns = 1 + len(labels) // int(5 * height)  # lines of a legend to the inch
-    fig.set_figwidth(width + 3 * (columns - 1))
-    fig.legend(labels.values(), labels, loc="outside right upper", fontsize=8, frameon=False, ncols=columns)
+    columns = max(1, int(width / (0.7 + 0.075 * max(len(label + told[label]) for label in lines))))
+    fig.set_figheight(height + 0.19 * -(-len(lines) // columns))
+    labels = [label + told[label] for label in lines]
+    fig.legend(lines.values(), labels, loc="outside lower left", fontsize=8, frameon=False, ncols=columns)
 
 
 def save(fig, path: Path) -> None:
@@ -230,11 +238,16 @@ def save(fig, path: Path) -> None:
 
 
 def draw(axis, steps: np.ndarray, values: np.ndarray, k: int, label: str) -> None:
-    """The mean of values (seeds, T) at steps (T,) on a matplotlib axis, as its k-th curve, with its 95% interval."""
+    """The mean of values (seeds, T) at steps (T,) on a matplotlib axis, as its k-th curve, with its 95% interval; of
+    two or three seeds, whose interval would fill the picture, with each of them as a thin line."""
     mean, (below, above) = values.mean(0), margins([values])
     with as_wide_as(axis, np.tile(steps, len(values)), values.ravel()):
-        axis.fill_between(steps, mean - below, mean + above, color=COLORS[k % 9], alpha=0.2, linewidth=0)
-    axis.plot(steps, mean, label=label, **line_style(k))
+        if len(values) > 3:
+            axis.fill_between(steps, mean - below, mean + above, color=COLORS[k % 9], alpha=0.15, linewidth=0)
+        elif len(values) > 1:
+            axis.plot(steps, values.T, linewidth=0.5, alpha=0.7, **line_style(k))
+    (line,) = axis.plot(steps, mean, label=label, **line_style(k))
+    line.seeds = len(values)
 
 
 @contextmanager
