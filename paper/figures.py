@@ -579,14 +579,12 @@ def draw_streams(results: Results) -> str:
     two curves. Returns the table."""
     (env_id, *_), rows = results.tasks(), []
     before = Results(results.name, replace(results.flags, results=results.root / "earlier_streams"), results.words)
-    today = {title: results.runs(variant, env_id) for title, variant in results.variants.items()}
-    today = {title: found for title, found in today.items() if found}
-    fig, axes = panels(today)
-    for axis, title in zip(axes[0], today):
-        earlier = before.runs(results.variants[title], env_id)
-        for k, (label, where, runs) in enumerate(
-            [("earlier streams", before, earlier), ("today's streams", results, today[title])]
-        ):
+    both = {t: [where.runs(v, env_id) for where in (before, results)] for t, v in results.variants.items()}
+    both = {title: found for title, found in both.items() if all(found)}
+    fig, axes = panels(both)
+    for axis, (title, (earlier, today)) in zip(axes[0], both.items()):
+        groups = ("earlier streams", before, earlier), ("today's streams", results, today)
+        for k, (label, where, runs) in enumerate(groups):
             steps, values = stack([curve(run) for run in runs])
             draw(axis, steps, values, k, label)
             over = better((runs, where.runs(Variant("omnet-sac"), env_id))), better((runs, earlier))

@@ -68,12 +68,6 @@ def last_sixth(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
     return values[..., steps > steps[-1] * 5 / 6].mean(-1)
 
 
-def score(folder: Path) -> float:
-    """The mean evaluation return over the last sixth of a run."""
-    steps, values = stack([curve(folder)])
-    return float(last_sixth(steps, values)[0])
-
-
 def normalised(values: np.ndarray, zero: np.ndarray, one: np.ndarray) -> np.ndarray:
     """`values` on the scale on which the mean of `zero` is 0 and the mean of `one` is 1."""
     return (values - zero.mean()) / (one.mean() - zero.mean())

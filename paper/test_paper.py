@@ -966,7 +966,6 @@ def test_every_figure_can_be_asked_for_and_in_a_fresh_clone(capsys):
             figure = experiments.FIGURES[experiments.NAMES[name]]
             runs = experiments.figure_runs(experiments.Flags(figures=(name,), protocol=protocol, seeds=2))
             per_task = 2 * len(figure.variants) * {"fig8": 4, "noise-all-tasks": 4, "widths": 3}.get(name, 1)
-            per_task -= 2 if name == "fig3" else 0  # DroQ is there as one of its rates too
             assert len(runs) == per_task * len(getattr(figure, protocol))
             assert sweep.plan(runs)[1] == {}, "no run there is in the way"
             assert len({run.name for run in runs}) == len(runs)
@@ -1022,7 +1021,8 @@ def test_a_tasks_own_dropout_is_the_default_and_not_run_twice(tmp_path):
 @PAPER
 def test_score_is_the_mean_over_the_last_sixth(tmp_path):
     write_run(tmp_path / "run", {step: [step, step + 2] for step in range(5_000, 300_001, 5_000)})
-    assert figures.score(tmp_path / "run") == np.mean(range(255_000, 300_001, 5_000)) + 1
+    steps, values = stats.stack([stats.curve(tmp_path / "run")])
+    assert stats.last_sixth(steps, values) == np.mean(range(255_000, 300_001, 5_000)) + 1
 
 
 @PAPER
@@ -1032,9 +1032,14 @@ def test_published_curves_are_scored_over_the_same_steps(tmp_path):
     ant = {step: [0] for step in range(5_000, 20_001, 5_000)}
     write_run(folder.with_name("Ant-v4__omnet_sac__1"), ant, Args(env_id="Ant-v4", total_timesteps=20_000))
     table = figures.draw_curves(figures.Results("fig2a", figures.Flags(results=tmp_path), [])).splitlines()
-    assert table[2] == "| Hopper-v4 | OMNet | 1 | 40,000 | 3750 | 3750 |  | 2250 |  |"
+    assert table[2] == "| Hopper-v4 | OMNet-SAC | 1 | 40,000 | 3750 | 3750 |  | 2250 |  |"
     means = [1847.8 + (2484.7 - 1847.8) * (step - 33_332) / (49_998 - 33_332) for step in (35_000, 40_000)]
-    assert f"| Hopper-v4 | REDQ-20, published | 10 | 40,000 | {np.mean(means):.0f} |  |  |  |  |" in table
+    whole = figures.published("REDQ-20", "Hopper-v4", np.arange(5_000, 40_001, 5_000))
+    assert whole[-2:] == pytest.approx(means)
+    assert (
+        f"| Hopper-v4 | REDQ-20, published | 10 | 40,000 | {np.mean(means):.0f} |  |  | {whole.mean():.0f} |  |"
+        in table
+    )
     assert sum("published" in line and "| Hopper-v4 | " in line for line in table) == 2
     assert sum("published" in line and "| Ant-v4 | " in line and "| 20,000 |" in line for line in table) == 2
 
@@ -1158,14 +1163,14 @@ def test_every_figure_is_drawn_from_raw_files(tmp_path, capsys, monkeypatch):
                 args = dataclasses.replace(args, env_id=figure.paper[0], run_dir=tmp_path / variant.name)
                 if not omnet_sac.run_folder(args).exists():
                     write_run(omnet_sac.run_folder(args), returns, args, **files)
-    for name in ("omnet_sac", "omnet_sac__num_subnets_1"):
-        shutil.copytree(tmp_path / name, tmp_path / "earlier_streams" / name)
+    for variant in experiments.FIGURES["streams"].variants.values():
+        shutil.copytree(tmp_path / variant.name, tmp_path / "earlier_streams" / variant.name)
     for name in figures.FIGURES:
         figures.main(figures.Flags((name,), results=tmp_path))
         table = (tmp_path / "figures" / f"{name}.md").read_text()
         assert table.startswith("| ") and table in capsys.readouterr().out
         for title in figures.FIGURES[name].variants | figures.FIGURES[name].also:
-            assert f"| {title} " in table or (name, title) == ("fig3", "DroQ p=0.001"), "the task's own rate: DroQ"
+            assert f"| {title} " in table
     drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert drawn == set(figures.FIGURES) - {"fig5-7"} | {"fig5", "fig6", "fig7"}
     with pytest.raises(SystemExit):
@@ -1192,8 +1197,8 @@ def test_a_miniature_is_drawn_from_its_own_folder_with_any_environment(tmp_path,
     normalised = dict(re.findall(r"Pendulum-v1 \| (\S+) \| 3 \|.*\| (\S+) \[.*?\] \|", efficiency))
     assert "Maze" not in returns and "Hopper" not in returns
     rows = {line.split(" | ")[1]: line.split(" | ") for line in efficiency.splitlines() if "| Pendulum" in line}
-    assert [rows[title][5].split()[0] for title in ("SAC", "OMNet", "REDQ")] == ["0.00", "0.50", "1.00"], normalised
-    assert float(rows["REDQ"][3]) == 1 and float(rows["OMNet"][3]) < 0.3
+    assert [rows[title][6].split()[0] for title in ("SAC", "OMNet-SAC", "REDQ")] == ["0.00", "0.50", "1.00"], normalised
+    assert float(rows["REDQ"][3]) == 1 and float(rows["OMNet-SAC"][3]) < 0.3
     told = "62 [60, 64] | 62 [60, 64] | 1.00 [0.45, 1.00], p = 0.1 | 47 [45, 49] | 1.00 [0.45, 1.00], p = 0.1"
     assert f"| Pendulum-v1 | REDQ | 3 | 20 | {told} |" in returns
 
@@ -1222,15 +1227,16 @@ def test_every_task_has_the_same_weight_in_figure_3_and_its_legend_room(tmp_path
                 write_method_run(tmp_path / "small", method, {10: [value], 20: [value]}, **flags)
     figures.main(figures.Flags(("fig3",), protocol="small", results=tmp_path))
     table = (tmp_path / "small" / "figures" / "fig3.md").read_text()
-    assert "| all 2 | OMNet | 1 |  |  | 0.50 (IQM) |  |" in table, "not that of all four runs, 1"
-    assert "| all 2 | REDQ | 1 |  |  | 1.00 (IQM) | 0.75 [0.17, 0.99], p = 1 |" in table, (
+    assert "| all 2 | OMNet-SAC | 1 |  |  |  | 0.50 (IQM) |  |" in table, "not that of all four runs, 1"
+    assert "| all 2 | REDQ | 1 |  |  |  | 1.00 (IQM) | 0.75 [0.17, 0.99], p = 1 |" in table, (
         "the mean over tasks of a tie and 1"
     )
     fig, axes = figures.panels(["Pendulum-v1"])
     for k in range(30):
         axes[0, 0].plot([0], [0], label=f"method {k}")
-    figures.finish(figures.Results("fig3", figures.Flags(), []), fig, axes, [10], {})
-    assert sizes[1][0] == 3 + 4 + 3, "a second column of the legend"
+    height = fig.get_size_inches()[1]
+    figures.finish(figures.Results("fig3", figures.Flags(), []), fig, axes)
+    assert sizes[1][1] - height > 30 / 6 * 0.15, "lines of the legend, below the panels"
 
 
 @PAPER
@@ -1241,7 +1247,7 @@ def test_at_equal_flops_a_method_of_five_times_the_cost_has_a_fifth_of_the_updat
         write_method_run(tmp_path / "small", method, {step: [float(step)] for step in range(5, 111, 5)}, **size)
     figures.main(figures.Flags(("compute",), protocol="small", results=tmp_path))
     table = (tmp_path / "small" / "figures" / "compute.md").read_text()
-    assert "| Pendulum-v1 | OMNet | 1 | 0.0001 PFLOP | 60 |  |  |" in table, (
+    assert "| Pendulum-v1 | OMNet-SAC | 1 | 0.0001 PFLOP | 60 |  |  |" in table, (
         "returns 10 to 110, after the warm-up of 10"
     )
     assert "| Pendulum-v1 | REDQ | 1 | 0.0001 PFLOP | 20 | 60 | 0.00 [" in table, "100 GFLOP: from 10 to 30"
@@ -1266,9 +1272,9 @@ def test_at_equal_time_a_method_has_as_many_updates_as_it_was_measured_to_do(tmp
     (tmp_path / "speed.csv").write_text("\n".join(lines) + "\n")
     figures.main(figures.Flags(("compute",), protocol="small", results=tmp_path))
     table = (tmp_path / "small" / "figures" / "compute.md").read_text()
-    assert "| Pendulum-v1 | OMNet | 1 | time of 100 steps | 60 |  |  |" in table
+    assert "| Pendulum-v1 | OMNet-SAC | 1 | time of 100 steps | 60 |  |  |" in table
     assert "| Pendulum-v1 | REDQ | 1 | time of 100 steps | 20 | 60 | 0.00 [" in table, "20 steps of 100: from 10 to 30"
-    assert "| Pendulum-v1 | no OMNet | 1 | time of 50 steps | 60 | 35 | 1.00 [" in table, "twice as fast"
+    assert "| Pendulum-v1 | no masks | 1 | time of 50 steps | 60 | 35 | 1.00 [" in table, "twice as fast"
     assert table.count("time of") == 3, "SAC-20 was not timed on this task at this width"
 
 
@@ -1288,21 +1294,52 @@ def test_widths_are_compared_with_omnet_of_the_same_width(tmp_path):
 @pytest.mark.parametrize(
     "protocol, words, title",
     [
-        ("paper", [], "fig2a"),
-        ("small", [], "fig2a (in miniature)"),
-        ("small", ["--hidden-dim", "256"], "fig2a (in miniature, width 256)"),
+        ("paper", [], ""),
+        ("small", [], ", in miniature"),
+        ("small", ["--hidden-dim", "256"], ", in miniature, width 256"),
     ],
 )
-def test_titles_say_of_what_size_the_runs_are(protocol, words, title):
+def test_titles_say_what_is_seen_and_of_what_size_the_runs_are(protocol, words, title):
     results = figures.Results("fig2a", figures.Flags(protocol=protocol), words)
-    assert results.title([figures.NUM_SEEDS], {}) == title
+    assert results.title() == "Return while training, methods with several critics" + title
 
 
 @PAPER
-def test_titles_say_of_how_many_seeds_the_panels_are():
-    results = figures.Results("fig2a", figures.Flags(), [])
-    assert results.title([10, 3, 5], {}) == "fig2a (3 to 10 of 10 seeds)"
-    assert results.title([3, 3], {}) == "fig2a (3 of 10 seeds)"
+def test_legends_say_how_many_seeds_a_curve_has_in_each_panel(monkeypatch):
+    fig, axes = figures.panels(["a", "b"])
+    for axis, counts in zip(axes[0], ((4, 1), (2, 1))):
+        for k, (label, seeds) in enumerate(zip(("one", "other"), counts)):
+            stats.draw(axis, np.arange(3), np.ones((seeds, 3)), k, label)
+    axes[0, 0].plot([0, 1], [0, 1], label="published")
+    assert [len(axis.collections) for axis in axes[0]] == [1, 0], "a band of four, none of two or one"
+    assert [len(axis.lines) for axis in axes[0]] == [3, 4], "of two each"
+    stats.legend_below(fig, axes)
+    told = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert told == ["one (4, 2 seeds)", "other (1 seed)", "published"]
+    figures.plt.close(fig)
+
+
+@PAPER
+def test_any_run_folders_are_drawn_by_task_and_by_what_differs(tmp_path, capsys):
+    for seed in (1, 2):
+        for sparsity in (0.5, 0.8):
+            flags = {"env_id": "Pendulum-v1", "seed": seed, "sparsity": sparsity}
+            write_method_run(tmp_path, "omnet-sac", {10: [seed], 20: [seed]}, f"of_{sparsity}", **flags)
+        write_method_run(tmp_path, "redq", {10: [seed]}, "redq", env_id="Hopper-v4", seed=seed)
+    folders = sorted(map(str, tmp_path.glob("*/*__*")))
+    (tmp_path / "else").mkdir()
+    figures.main(figures.Flags((*folders, str(tmp_path / "else"))))
+    table = capsys.readouterr().out
+    assert re.findall(r"\| (\S+-v\d \| .*?) \| (\d) \| (\d+) \|", table) == [
+        ("Pendulum-v1 | omnet_sac, sparsity 0.5", "2", "20"),
+        ("Pendulum-v1 | omnet_sac, sparsity 0.8", "2", "20"),
+        ("Hopper-v4 | redq", "2", "10"),
+    ]
+    assert (tmp_path / "curves.png").exists() and f"the curves are in {tmp_path / 'curves.png'}" in table
+    for words in (("fig2",), (str(tmp_path / "else"),)):
+        with pytest.raises(SystemExit) as exit:
+            figures.main(figures.Flags(words))
+        assert exit.value.code == 2 and "neither a figure nor a run folder" in capsys.readouterr().err
 
 
 @PAPER
@@ -1316,9 +1353,9 @@ def test_methods_are_compared_at_the_same_noise_and_with_themselves_without(tmp_
     figures.main(figures.Flags(("fig8",), protocol="small", results=tmp_path))
     table = (tmp_path / "small" / "figures" / "fig8.md").read_text()
     assert re.findall(r"Pendulum-v1 \| (.*?) \|\n", table) == [
-        "OMNet | 0.0 | 2 | 4 [4, 4] |  |  | 4 [4, 4]",
-        "OMNet | 0.01 | 2 | 4 [-9, 17] |  | 1.00 [-2.18, 4.18] | 4 [-9, 17]",
-        "OMNet | 0.1 | 2 | 2 [2, 2] |  | 0.50 [0.50, 0.50] | 2 [2, 2]",
+        "OMNet-SAC | 0.0 | 2 | 4 [4, 4] |  |  | 4 [4, 4]",
+        "OMNet-SAC | 0.01 | 2 | 4 [-9, 17] |  | 1.00 [-2.18, 4.18] | 4 [-9, 17]",
+        "OMNet-SAC | 0.1 | 2 | 2 [2, 2] |  | 0.50 [0.50, 0.50] | 2 [2, 2]",
         "REDQ | 0.0 | 2 | 10 [10, 10] | 1.00 [0.30, 1.00], p = 0.33 |  | 10 [10, 10]",
         "REDQ | 0.01 | 2 | 3 [-10, 16] | 0.25 [0.01, 0.83], p = 0.67 | 0.30 [-0.97, 1.57] | 3 [-10, 16]",
     ]
@@ -1366,6 +1403,26 @@ def test_the_code_of_today_begins_as_the_committed_runs_at_the_papers_size_did(s
     for name, last in (("train.csv", -1), ("eval.csv", 5)):  # but for its seconds
         today, then = (np.loadtxt(run / name, delimiter=",", skiprows=1) for run in (run_folder(args), folder))
         assert len(today) >= 10 and today[:, :last] == pytest.approx(then[: len(today), :last], rel=1e-5)
+
+
+@PAPER
+@pytest.mark.parametrize("page, kilobytes", [("README.md", 14), ("paper/README.md", 30)])
+def test_pages_have_the_tables_that_the_files_give_and_are_short(page, kilobytes):
+    text = (ROOT / page).read_text()
+    assert figures.filled(ROOT / page) == text, "python -m paper.figures pages writes them again"
+    assert len(text.encode()) <= kilobytes * 1024
+    tables = text.count("<!-- end -->")
+    assert tables == len(figures.MARKED.findall(text)) and tables >= 11 * (page != "README.md")
+
+
+@PAPER
+def test_a_part_of_a_table_is_that_of_a_task_with_the_columns_named():
+    table = stats.markdown("task | method | seeds | area [95%]", [["a", "x", 1, 2], ["b", "y", 3, 4]])
+    assert figures.part(table, "b", ["area", "method"]) == "| area [95%] | method |\n| --- | --- |\n| 4 | y |\n"
+    assert figures.part(table, "*", ["seeds"]).count("\n") == 4
+    for task, column in (("c", "area"), ("a", "score")):
+        with pytest.raises(UsageError, match=f"no table of {task} with the columns {column}"):
+            figures.part(table, task, [column])
 
 
 @pytest.mark.parametrize("page", ["README.md", "paper/README.md"])
