@@ -83,7 +83,7 @@ class Args:
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # see torch.set_float32_matmul_precision
     compile: bool = True  # compile the updates; without a C++ compiler the run says so and goes on eagerly
     track: bool = False  # log to Weights & Biases as well (pip install wandb)
-    capture_video: bool = False  # record the first episode of each evaluation in the run folder, videos/
+    capture_video: bool = False  # record each evaluation's first episode in the run folder, of --evaluate in ./videos
     checkpoint_interval: int = 1_000  # environment steps after which the next episode end writes a checkpoint
     resume: Path | None = None  # run folder to go on with, exactly, by the flags stored in it
     evaluate: Path | None = None  # run folder to evaluate: eval-episodes episodes, returns per subnetwork
@@ -102,8 +102,8 @@ def mlp(in_dim: int, out_dim: int, hidden_dim: int) -> nn.Sequential:
 
 
 # Every random number of a run comes from one root, np.random.SeedSequence(seed): each name here has a child of it, what
-# is done again (an evaluation, a reset) a child of that. With one seed for two, torch's generators would give the same
-# numbers: masks drawn by one would be the signs of the weights drawn by the other.
+# is done again (an evaluation, a reset) a child of that. Torch generators of one seed give the same numbers: masks
+# would follow the signs of the weights. `probes` is for what paper/ records.
 STREAMS = "weights", "masks", "updates", "acting", "episodes", "evaluation", "probes"
 
 
@@ -122,7 +122,7 @@ class OMNet(nn.Module):
 
     `theta` (n,) is all parameters of `net` in one vector, `masks` (N, n) the fixed masks, each entry 1 with probability
     1 - sparsity. Parameters of normalisation layers and of the submodules named in `dense` are in every subnetwork:
-    without its gain a unit is gone. With `dynamic`, `sample` draws new masks: N = infinity (Section 4.6). Raises
+    a unit without its gain would be dead. With `dynamic`, `sample` draws new masks: N = infinity (Section 4.6). Raises
     ValueError for a layer that keeps running statistics, AttributeError for a name in `dense` that `net` has not.
     """
 
@@ -140,7 +140,7 @@ class OMNet(nn.Module):
         self.theta = nn.Parameter(theta, requires_grad=False)
         self.register_buffer("density", torch.cat(density).to(theta.device), persistent=False)  # P(m = 1), (n,)
         self.register_buffer("masks", self.draw(num_subnets, generator))
-        self.dynamic, self.batched = dynamic, theta.device.type != "cpu"  # a CPU's cache holds but one at a time
+        self.dynamic, self.batched = dynamic, theta.device.type != "cpu"  # on a CPU one by one is faster
 
     def draw(self, k: int, generator=None) -> torch.Tensor:
         """k new masks (k, n), m ~ Bernoulli(1 - S); uint8, since reading them costs more than the product."""
@@ -189,7 +189,7 @@ class Adam(nn.Module):
 class ReplayBuffer:
     """Ring of transitions, one float32 row each: obs, action, reward, next_obs, terminated, truncated.
 
-    So a minibatch is one gather. An open `file` gets all rows of a run, one by one, of which the ring keeps the last.
+    One row each makes a minibatch one gather. An open `file` gets all rows of a run, of which the ring keeps the last.
     """
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str, added: int = 0):
@@ -201,8 +201,7 @@ class ReplayBuffer:
 
     def add(self, obs, action, reward: float, next_obs, terminated: bool, truncated: bool) -> None:
         """Stores a transition, over the oldest one when full; values bootstrap through `truncated`."""
-        row = obs, action, [reward], next_obs, [terminated, truncated]
-        row = np.concatenate(row, dtype=np.float32, casting="unsafe")
+        row = np.concatenate([obs, action, [reward], next_obs, [terminated, truncated]], dtype=np.float32)
         self.extend(row[None])
         if self.file:
             self.file.write(row)
@@ -230,7 +229,7 @@ class OMNetSAC(nn.Module):
     def __init__(self, args: Args, obs_dim: int, action_dim: int):
         super().__init__()
         self.args, self.obs_dim, self.action_dim, self.gradient_steps = args, obs_dim, action_dim, 0
-        generators = (torch_generator(stream(args.seed, name), args.device) for name in STREAMS[1:4])
+        generators = (torch_generator(stream(args.seed, name), args.device) for name in ("masks", "updates", "acting"))
         self.mask_generator, self.generator, self.act_generator = generators
         torch.manual_seed(int(stream(args.seed, "weights").integers(2**31)))  # torch's layers draw from the global one
         self.critic, self.actor = self.make_networks()
@@ -249,10 +248,10 @@ class OMNetSAC(nn.Module):
         args = self.args
         critic = mlp(self.obs_dim + self.action_dim, 1, args.hidden_dim).to(args.device)
         actor = mlp(self.obs_dim, 2 * self.action_dim, args.hidden_dim).to(args.device)
-        dense = ("input",) * (not args.mask_input) + ("output",) * (not args.mask_output)
+        dense = [name for name, masked in (("input", args.mask_input), ("output", args.mask_output)) if not masked]
         omnet = partial(OMNet, generator=self.mask_generator, dynamic=args.dynamic_masks, dense=dense)
         critic = omnet(critic, args.num_subnets, args.sparsity)
-        return critic, omnet(actor, args.num_subnets, args.sparsity) if args.actor_subnets else OMNet(actor, 1, 0.0)
+        return critic, (omnet(actor, args.num_subnets, args.sparsity) if args.actor_subnets else OMNet(actor, 1, 0.0))
 
     @property
     def num_actor_subnets(self) -> int:
@@ -281,7 +280,7 @@ class OMNetSAC(nn.Module):
 
     def critic_loss(self, theta, mask, obs_action, target) -> tuple[torch.Tensor, torch.Tensor]:
         """Eq. (4): the squared error of one critic subnetwork; beside it, its mean Q-value."""
-        q = self.q_value(theta, mask, obs_action)  # (1, B)
+        q = self.q_value(theta, mask, obs_action)  # (1, B); (k, B) of an agent with k critics, whose losses add up
         assert q.shape[1:] == target.shape == obs_action.shape[:1]
         return (q - target).square().mean(1).sum(), q.mean()
 
@@ -303,10 +302,10 @@ class OMNetSAC(nn.Module):
 
     def actor_step(self, obs, mask, all_masks, noise) -> torch.Tensor:
         """A step on one actor subnetwork, then one of alpha. Returns loss, entropy, alpha (3,)."""
-        alpha, loss_and_grad = self.log_alpha.exp(), grad_and_value(self.actor_loss, has_aux=True)
-        grad, (loss, entropy) = loss_and_grad(self.actor.theta, mask, all_masks, obs, noise)
+        alpha, grad_and_loss = self.log_alpha.exp(), grad_and_value(self.actor_loss, has_aux=True)
+        grad, (loss, entropy) = grad_and_loss(self.actor.theta, mask, all_masks, obs, noise)
         self.actor_adam.step(self.actor.theta, grad)
-        self.alpha_adam.step(self.log_alpha, entropy - self.target_entropy)
+        self.alpha_adam.step(self.log_alpha, entropy - self.target_entropy)  # gradient of log_alpha (entropy - target)
         return torch.stack([loss, entropy, alpha])
 
     def update(self, buffer: ReplayBuffer) -> dict[str, float]:
@@ -321,16 +320,16 @@ class OMNetSAC(nn.Module):
             critic_metrics = self.critic_step(*inputs)
             self.gradient_steps += 1
             if self.gradient_steps % args.policy_delay == 0:
-                obs, mask = inputs[0][:, : self.obs_dim], self.actor.sample(1, 1, generator)[0]
+                obs, phi_mask = inputs[0][:, : self.obs_dim], self.actor.sample(1, 1, generator)[0]
                 all_masks = self.critic.sample(1, args.num_subnets, generator)[0]
-                fresh_noise = torch.empty_like(noise[0]).normal_(generator=generator)
+                fresh_noise = torch.randn(noise[0].shape, generator=generator, device=args.device)
                 critic_metrics = critic_metrics.clone()  # what a CUDA graph returns, the next graph overwrites
-                actor_metrics = self.actor_step(obs, mask, all_masks, fresh_noise).clone()
+                actor_metrics = self.actor_step(obs, phi_mask, all_masks, fresh_noise).clone()
         metrics = critic_metrics if actor_metrics is None else torch.cat([critic_metrics, actor_metrics])
         return dict(zip(METRICS, metrics.tolist()))  # the one wait for a GPU
 
     def act(self, obs: np.ndarray, subnet: int, generator=None, deterministic: bool = False) -> np.ndarray:
-        """Action (A,) of actor subnetwork `subnet` at obs (O,); deterministic: tanh of the mean."""
+        """Action (A,) of actor subnetwork `subnet`, of a new one if dynamic, at obs (O,); deterministic: no noise."""
         generator, obs = generator or self.act_generator, torch.as_tensor(obs, dtype=torch.float32)
         noise = torch.randn(self.action_dim, generator=generator, device=self.args.device)
         mask = self.actor.draw(1, generator) if self.actor.dynamic else self.actor.masks[subnet : subnet + 1]
@@ -354,12 +353,12 @@ class OMNetSAC(nn.Module):
 
 def compile_steps(agent: OMNetSAC) -> None:
     """Compiles the steps and says how long it took; where that fails says so and leaves them eager."""
-    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}  # every call has the same shapes
+    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}  # the same shapes always
     on_gpu = torch.device(agent.args.device).type == "cuda"
     options |= {"triton.cudagraphs": True, "deterministic": True} if on_gpu else {"cpp_wrapper": True}
     steps = ("critic_step", "actor_step") + ("act_step",) * on_gpu
     calls = 3 if on_gpu else 1  # a CUDA graph is recorded by the second call and first replayed by the third
-    torch.empty(2**25 - 2**14, dtype=torch.uint8)  # having freed it, glibc gives no memory back: 7% faster
+    torch.empty(2**25 - 2**14, dtype=torch.uint8)  # freed at once: glibc then gives no memory back, 7% faster
     print("compiling the update ...", end=" ", flush=True)
     start, state = time.perf_counter(), copy.deepcopy(agent.state_dict())
     try:
@@ -368,7 +367,7 @@ def compile_steps(agent: OMNetSAC) -> None:
             flags = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": dict(options)}
             setattr(agent, name, torch.compile(getattr(agent, name), **flags))
         buffer = ReplayBuffer(1, agent.obs_dim, agent.action_dim, agent.args.device, added=1)
-        with warnings.catch_warnings(action="ignore"):  # else a signal in the midst of it shows torch's own stack
+        with warnings.catch_warnings(action="ignore"):  # torch warns with a stack when a signal comes
             for _ in range(calls * math.ceil(agent.args.policy_delay / agent.args.replay_ratio)):
                 agent.update(buffer)
                 agent.act(np.zeros(agent.obs_dim), 0)
@@ -399,8 +398,8 @@ def episode(env: gym.Env, seed: int, noise: float, act) -> Iterator[tuple]:
         obs = next_obs
 
 
-def explore(args: Args, agent: OMNetSAC, env: gym.Env, buffer: ReplayBuffer, rng) -> Iterator[tuple]:
-    """The off-policy loop from step `buffer.added` on: act, store, update. Raises RunError for what is not finite.
+def training_steps(args: Args, agent: OMNetSAC, env: gym.Env, buffer: ReplayBuffer, rng) -> Iterator[tuple]:
+    """The off-policy loop from step `buffer.added` on: act, store, update. Raises RunError at a NaN or infinity.
 
     Yields (step, (subnet, return so far, length), done, metrics) after every environment step.
     """
@@ -420,7 +419,7 @@ def explore(args: Args, agent: OMNetSAC, env: gym.Env, buffer: ReplayBuffer, rng
             _, _, reward, next_obs, terminated, truncated = transition
             step, total, length = buffer.added + 1, total + reward, length + 1
             check_finite(step, observation=next_obs, reward=reward)
-            buffer.add(*transition[:-1], truncated or step == args.total_timesteps)
+            buffer.add(*transition[:-1], truncated or step == args.total_timesteps)  # nothing follows
             metrics = agent.update(buffer) if step > args.learning_starts else {}
             check_finite(step, **metrics)
             yield step, (subnet, total, length), terminated or truncated, metrics
@@ -459,19 +458,19 @@ def train(args: Args, make_agent=OMNetSAC, stop: "Stop | None" = None) -> OMNetS
     obs_dim, action_dim = check_env(args)
     agent, rng = make_agent(args, obs_dim, action_dim), stream(args.seed, "episodes")
     buffer = ReplayBuffer(min(args.buffer_size, args.total_timesteps), obs_dim, action_dim, args.device)
-    with closing(make_env(args)) as env, only_writer(folder, args) as buffer.file:
+    with closing(make_env(args)) as env, locked_replay_file(folder, args) as buffer.file:
         about, seconds = describe(args), 0.0
         if args.resume:
             about["id"], seconds = restore(folder, agent, buffer, rng)
         save = partial(save_checkpoint, folder, about, agent, buffer, rng)
         with logs(args, folder, about, buffer.added) as (board, bar):
-            saved, start = buffer.added or save(0.0), time.time() - seconds
+            saved, start = buffer.added or save(0.0), time.time() - seconds  # a new run has a checkpoint at once
             for name in COLUMNS:
                 append_csv(folder / name)
             if args.compile and saved < args.total_timesteps:
                 compile_steps(agent)
             stop.training = True
-            for step, (subnet, total, length), done, metrics in explore(args, agent, env, buffer, rng):
+            for step, (subnet, total, length), done, metrics in training_steps(args, agent, env, buffer, rng):
                 if step % 1000 == 0:
                     for name, value in metrics.items():
                         board.add_scalar(f"losses/{name}", value, step)
@@ -510,7 +509,7 @@ class UsageError(RunError):
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, for a sentence of ours."""
+    """What an exception says, in one line, with advice where drawing failed."""
     text = " ".join(str(error).split()) or type(error).__name__
     advice = "; without a display set MUJOCO_GL=egl (it needs libegl1) or MUJOCO_GL=osmesa (libosmesa6)"
     return text[:500] + advice * bool(re.search("gl[A-Z]|GL(?!OBAL)|OSMesa|[Rr]ender", text))
@@ -539,8 +538,8 @@ def make_env(args: Args, videos: Path | str | None = None, name: str = "") -> gy
         drawn = {"render_mode": "rgb_array"} if videos else {}  # some constructors know no render_mode
         env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **drawn)
         if statistics := re.search("Normalize(Observation|Reward)(?=<)", str(env)):
-            told = f"{statistics[0]} keeps statistics, which evaluations and a resume would not have"
-            raise ValueError(f"{told}: normalise in the agent, as the fork in the README does")
+            message = f"{statistics[0]} keeps statistics, which evaluations and a resume would not have"
+            raise ValueError(f"{message}: normalise in the agent, as the fork in the README does")
         space = env.action_space
         is_box = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"
         if not is_box or not ((space.high > space.low) & np.isfinite(space.high - space.low)).all():
@@ -623,7 +622,7 @@ def sizes(args: Args, env: gym.Env) -> tuple[int, int]:
 
 
 def run_folder(args: Args) -> Path:
-    """`<run-dir>/<env>__omnet_sac__<seed>`; `:` and `/` in the environment's id become `-`."""
+    """`<run-dir>/<env>__<method>__<seed>`; `:` and `/` in the environment's id become `-`."""
     return Path(args.run_dir) / f"{re.sub('[:/]', '-', args.env_id)}__{args.method}__{args.seed}"
 
 
@@ -637,16 +636,15 @@ def describe(args: Args) -> dict:
 
 
 @contextmanager
-def only_writer(folder: Path, args: Args) -> Iterator[BinaryIO]:
+def locked_replay_file(folder: Path, args: Args) -> Iterator[BinaryIO]:
     """Makes and locks the run folder; yields its replay.f32, open. Raises UsageError where another run is there."""
     with blamed(f"--run-dir {args.run_dir} cannot be used"):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = filelock.FileLock(folder / ".lock", blocking=False).acquire()
         except filelock.Timeout:
-            holder = " ".join((folder / ".lock").read_text().split())  # where the file system has no locks
-            told = f"{folder} is being written by another process {holder}"
-            raise UsageError(f"{told}; if that is gone, remove {folder}/.lock") from None
+            message = f"{folder} is being written by another process"
+            raise UsageError(f"{message}; if that is gone, remove {folder}/.lock") from None
     with lock:
         if not args.resume and any((folder / name).exists() for name in ("checkpoint.pt", *COLUMNS)):
             raise UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --run-dir")
@@ -702,7 +700,7 @@ def read_checkpoint(folder: Path, agent: OMNetSAC | None = None) -> dict:
         if zipfile.ZipFile(path).testzip():  # torch.load looks at no checksum
             raise ValueError("its checksum is another one")
         state = torch.load(path, weights_only=True, map_location="cpu")
-        about, *_ = [state[name] for name in ("about", "agent", "step", "crc", "csv", "rng", "seconds")]
+        about = [state[name] for name in ("about", "agent", "step", "crc", "csv", "rng", "seconds")][0]  # all are there
         if agent:
             agent.load_state_dict(state["agent"])
             made, here = about["versions"].items(), describe(agent.args)["versions"].items()
@@ -714,8 +712,8 @@ def read_checkpoint(folder: Path, agent: OMNetSAC | None = None) -> dict:
 def restore(folder: Path, agent: OMNetSAC, buffer: ReplayBuffer, rng: np.random.Generator) -> tuple[str, float]:
     """Puts all back as it was at the checkpoint, the CSV files too. Returns the run's id and its seconds so far."""
     state, width = read_checkpoint(folder, agent), buffer.rows.shape[1]
-    told = f"{folder}/replay.f32 is damaged, the run cannot go on"
-    with blamed(told, RunError), (folder / "replay.f32").open("rb+") as file:
+    message = f"{folder}/replay.f32 is damaged, the run cannot go on"
+    with blamed(message, RunError), (folder / "replay.f32").open("rb+") as file:
         while buffer.added < state["step"]:
             count = min(4096, len(buffer.rows), state["step"] - buffer.added)
             buffer.extend(np.fromfile(file, np.float32, count * width).reshape(count, width))
@@ -733,8 +731,7 @@ def restore(folder: Path, agent: OMNetSAC, buffer: ReplayBuffer, rng: np.random.
 
 @contextmanager
 def logs(args: Args, folder: Path, about: dict, step: int) -> Iterator[tuple[SummaryWriter, tqdm]]:
-    """Writes args.json; yields TensorBoard's writer, which --track hands on to Weights &
-    Biases, and a bar of steps. Raises UsageError."""
+    """Writes args.json; yields TensorBoard's writer, which --track mirrors to Weights & Biases, and a progress bar."""
     if args.track:
         with blamed("--track needs Weights & Biases: pip install wandb, wandb login"):
             wandb, names = importlib.import_module("wandb"), {"name": str(folder), "id": about["id"], "resume": "allow"}
@@ -743,8 +740,8 @@ def logs(args: Args, folder: Path, about: dict, step: int) -> Iterator[tuple[Sum
             wandb.define_metric("*", step_metric="global_step")
     (folder / "args.json").write_text(json.dumps(about, indent=2))
     print(f"run folder: {folder}, from step {step}", flush=True)
-    seconds = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}  # in a file a line a minute
-    bar = tqdm(total=args.total_timesteps, initial=step, unit="step", dynamic_ncols=True, **seconds)
+    intervals = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}  # in a file a line a minute
+    bar = tqdm(total=args.total_timesteps, initial=step, unit="step", dynamic_ncols=True, **intervals)
     with closing(SummaryWriter(folder, purge_step=step + 1)) as board, bar:
         yield board, bar
 
@@ -783,7 +780,7 @@ def parse(default: Args, words: list[str], **options) -> Args:
         return replace(args, **{name: path.expanduser() for name, path in paths.items()})
 
     args = read(default)
-    folder, free = args.resume or args.evaluate, RESUMABLE if args.resume else EVALUABLE
+    folder, allowed = args.resume or args.evaluate, RESUMABLE if args.resume else EVALUABLE
     if not folder:
         return args
     if args.resume and args.evaluate:
@@ -795,10 +792,10 @@ def parse(default: Args, words: list[str], **options) -> Args:
     flags |= {"run_dir": Path(flags["run_dir"]), "resume": args.resume, "evaluate": args.evaluate}
     args = read(replace(default, **flags))
     for name, value in vars(args).items():
-        if value != flags[name] and name not in free:
-            told = f"--{name.replace('_', '-')} {value}: the run in {folder} has {flags[name]}"
-            raise UsageError(f"{told}; what may be given here is {', '.join(free)}")
-    if args.resume and state["step"] >= args.total_timesteps != flags["total_timesteps"]:
+        if value != flags[name] and name not in allowed:
+            message = f"--{name.replace('_', '-')} {value}: the run in {folder} has {flags[name]}"
+            raise UsageError(f"{message}; what may be given here is {', '.join(allowed)}")
+    if args.resume and args.total_timesteps != flags["total_timesteps"] and args.total_timesteps <= state["step"]:
         raise UsageError(f"--total-timesteps {args.total_timesteps}: the run in {folder} has done {state['step']}")
     return args
 
@@ -817,7 +814,7 @@ def trained(args: Args, make_agent) -> tuple[OMNetSAC, gym.Env, int]:
     """The agent of the run in `args.evaluate`, an environment for it, and the step of its checkpoint."""
     check_args(args)
     env = make_env(args)
-    agent = make_agent(args, *sizes(replace(args, buffer_size=0), env))
+    agent = make_agent(args, *sizes(replace(args, buffer_size=0), env))  # no buffer is needed
     return agent, env, read_checkpoint(args.evaluate, agent)["step"]
 
 
@@ -838,7 +835,7 @@ def print_evaluation(args: Args, make_agent) -> None:
 def main(default: Args | None = None, make_agent=OMNetSAC, words: list[str] | None = None, **options) -> None:
     """Runs, resumes or evaluates, as the command line says. What the user can mend ends in one sentence and exit code 1
     or 2. `default` has the flags where none is given, `options` are tyro's."""
-    stop, kept = Stop(), ""
+    stop, hint = Stop(), ""
     for signum in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1:
         signal.signal(signum, stop)
     try:
@@ -846,17 +843,17 @@ def main(default: Args | None = None, make_agent=OMNetSAC, words: list[str] | No
         if args.evaluate:
             return print_evaluation(args, make_agent)
         folder = args.resume or run_folder(args)
-        kept = f"; what it has done is kept, go on with --resume {folder}"
+        hint = f"; what it has done is kept, go on with --resume {folder}"
         train(args, make_agent, stop)
         if stop.signum:
             sys.exit(128 + stop.signum)
         print(f"done: curves in {folder}/eval.csv, the agent in {folder}/checkpoint.pt")
     except (RunError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         usage = isinstance(error, UsageError)
-        print(f"\nerror: {one_line(error)}{kept * (stop.training and not usage)}", file=sys.stderr)
+        print(f"\nerror: {one_line(error)}{hint * (stop.training and not usage)}", file=sys.stderr)
         sys.exit(2 if usage else 1)
     except SystemExit:
-        print(f"\nstopped{kept}" * stop.training, file=sys.stderr)
+        sys.stderr.write(f"\nstopped{hint}\n" * stop.training)
         raise
 
 

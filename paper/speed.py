@@ -31,11 +31,11 @@ from omnet_sac import (
     UsageError,
     check_args,
     compile_steps,
-    explore,
     make_env,
     one_line,
     sizes,
     stream,
+    training_steps,
 )
 from paper.baselines import METHODS, Baseline, make_agent, method_args
 from paper.baselines import check_args as check_baseline
@@ -121,7 +121,7 @@ def floor(products: Products, device: str) -> Callable[[], float]:
 def training(args: Args, agent, env: gym.Env, buffer: ReplayBuffer) -> Iterator[int]:
     """The loop of a run without evaluations, logs and checkpoints; yields 1 per environment step."""
     endless = dataclasses.replace(args, total_timesteps=10**12)
-    for _ in explore(endless, agent, env, buffer, stream(args.seed, "episodes")):
+    for _ in training_steps(endless, agent, env, buffer, stream(args.seed, "episodes")):
         yield 1
 
 

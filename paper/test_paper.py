@@ -651,7 +651,7 @@ def test_a_sweep_whose_processes_are_killed_is_the_runs_alone(tmp_path, cluster)
     killer.start()
     bad = run_of(dataclasses.replace(two_runs(tmp_path / "sweep")[0], seed=3, batch_size=100))  # above learning_starts
     locked = dataclasses.replace(two_runs(tmp_path / "sweep")[0], seed=4)
-    with omnet_sac.only_writer(omnet_sac.run_folder(locked), locked):
+    with omnet_sac.locked_replay_file(omnet_sac.run_folder(locked), locked):
         runs = [bad, run_of(locked), *map(run_of, two_runs(tmp_path / "sweep"))]
         failed = sweep.run_all(runs, sweep.Resources(num_cpus=0.5))
     killer.join(timeout=10)
