@@ -143,18 +143,19 @@ class OMNet(nn.Module):
         self.dynamic, self.batched = dynamic, theta.device.type != "cpu"  # on a CPU one by one is faster
 
     def draw(self, k: int, generator=None) -> torch.Tensor:
-        """k new masks (k, n), m ~ Bernoulli(1 - S); uint8, since reading them costs more than the product."""
-        return torch.bernoulli(self.density.expand(k, -1), generator=generator).to(torch.uint8)
+        """k new masks (k, n), m ~ Bernoulli(1 - S); bfloat16, exact and of what is exact the fastest to read."""
+        return torch.bernoulli(self.density.expand(k, -1), generator=generator).bfloat16()
 
     def sample(self, steps: int, k: int, generator=None) -> torch.Tensor:
-        """Per step the masks (steps, min(k, N), n) of different subnetworks, chosen uniformly."""
+        """Per step the numbers (steps, min(k, N)) of different masks, chosen uniformly; if dynamic, new masks."""
         if self.dynamic:
             return self.draw(steps * k, generator).view(steps, k, -1)
         order = torch.rand(steps, len(self.masks), generator=generator, device=self.masks.device).argsort(1)
-        return self.masks[order[:, :k]]
+        return order[:, :k]
 
     def forward(self, theta: torch.Tensor, masks: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The outputs (k, ...) of the subnetworks f_{theta * m}(x) with these masks (k, n)."""
+        """The outputs (k, ...) of the subnetworks f_{theta * m}(x) with these masks (k, n) or mask numbers (k,)."""
+        masks = self.masks[masks] if masks.dim() == 1 else masks
         if self.batched and len(masks) > 1:
             return torch.vmap(self.subnet, (0, None))(theta * masks, x)
         return torch.stack([self.subnet(theta * mask, x) for mask in masks])
@@ -332,7 +333,7 @@ class OMNetSAC(nn.Module):
         """Action (A,) of actor subnetwork `subnet`, of a new one if dynamic, at obs (O,); deterministic: no noise."""
         generator, obs = generator or self.act_generator, torch.as_tensor(obs, dtype=torch.float32)
         noise = torch.randn(self.action_dim, generator=generator, device=self.args.device)
-        mask = self.actor.draw(1, generator) if self.actor.dynamic else self.actor.masks[subnet : subnet + 1]
+        mask = self.actor.draw(1, generator) if self.actor.dynamic else torch.full((1,), subnet, device=noise.device)
         return self.act_step(mask, obs.to(self.args.device), noise * (not deterministic)).cpu().numpy()
 
     def act_step(self, mask, obs, noise) -> torch.Tensor:

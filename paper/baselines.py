@@ -110,7 +110,7 @@ class Dropout(nn.Module):
         self.net, self.p = net, p
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """keep (2, B, hidden_dim): 1 where the output of a hidden layer is kept; uint8, like masks."""
+        """keep (2, B, hidden_dim): 1 where the output of a hidden layer is kept, else 0."""
         hidden = iter(keep)
         for layer in self.net[:-1]:
             x = layer(x)
