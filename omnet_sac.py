@@ -644,7 +644,8 @@ def locked_replay_file(folder: Path, args: Args) -> Iterator[BinaryIO]:
         try:
             lock = filelock.FileLock(folder / ".lock", blocking=False).acquire()
         except filelock.Timeout:
-            message = f"{folder} is being written by another process"
+            holder = " ".join((folder / ".lock").read_text().split())  # host and process, where locks are files
+            message = f"{folder} is being written by another process {holder}"
             raise UsageError(f"{message}; if that is gone, remove {folder}/.lock") from None
     with lock:
         if not args.resume and any((folder / name).exists() for name in ("checkpoint.pt", *COLUMNS)):
