@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations, count, product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,8 +74,8 @@ PUBLISHED_SEEDS = 10  # of paper/reference_curves.csv
 FLOP_TICKS = 0.02, 0.05, 0.1, 0.2, 0.5, 1
 # What looks the same in all figures; nine further on the colour is the same
 FAMILIAR = "OMNet-SAC", "dense ends", "no masks", "REDQ", "SAC", "SAC-20", "Sin-SAC", "DroQ", "one static mask"
-FAMILIAR += "masks in the critic only", "dense input", "two dense critics", "dense output", "SR-SAC", "N=infinity"
-FAMILIAR += "SR-Sin-SAC", "Sin-DroQ"
+FAMILIAR += "masks in the critic only", "balanced masks", "SR-SAC", "SR-Sin-SAC", "two dense critics", "dense input"
+FAMILIAR += "N=infinity", "dense output", "Sin-DroQ"
 OMNET = "OMNet-SAC"  # what all are compared with
 BETTER = f"P(better than {OMNET}"
 ALL = f"figures to draw: {', '.join(NAMES)}"
@@ -159,9 +159,11 @@ def panel_title(env_id: str, steps: int) -> str:
 
 
 def numbered(variants: Iterable[str]) -> dict[str, int]:
-    """By its title the number of each variant's look: FAMILIAR ones have theirs, others what is free in this figure."""
+    """By its title the number of each variant's look: FAMILIAR ones have theirs, others what is free in this figure,
+    first of the colours that no other has."""
     titles = [*variants]
-    free = (k for k in count() if k >= len(FAMILIAR) or FAMILIAR[k] not in titles)
+    taken = {FAMILIAR.index(title) for title in titles if title in FAMILIAR}
+    free = iter(sorted({*range(63)} - taken, key=lambda k: (k % 9 in {look % 9 for look in taken}, k)))
     return {title: FAMILIAR.index(title) if title in FAMILIAR else next(free) for title in titles}
 
 
@@ -429,7 +431,7 @@ def draw_against(results: Results, label: str) -> str:
 def maze_map(axis) -> None:
     for wall in WALLS:
         axis.plot(*wall.T, color="black", linewidth=2.5, solid_capstyle="butt")
-    axis.add_patch(plt.Circle(GOAL, GOAL_RADIUS, color="#E69F00", zorder=0))
+    axis.add_patch(plt.Circle(GOAL, GOAL_RADIUS, color="0.8", zorder=0))
     axis.plot(*START, "o", color="0.4", markersize=5)
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xticks=[], yticks=[])
 
@@ -481,8 +483,8 @@ def draw_paths(axis, subnet_paths: list[np.ndarray]) -> None:
     """The path (t, 2) of each subnetwork on the map."""
     maze_map(axis)
     for subnet, path in enumerate(subnet_paths):
-        label = f"subnetwork {subnet}"
-        axis.plot(*path.T, color=COLORS[subnet], linewidth=1.4, marker=".", markersize=3, label=label)
+        label, color = f"subnetwork {subnet}", plt.cm.plasma(0.9 * subnet / max(1, len(subnet_paths) - 1))
+        axis.plot(*path.T, color=color, linewidth=1.4, marker=".", markersize=3, label=label)
 
 
 def draw_overview(results: Results) -> str:
@@ -504,7 +506,9 @@ def draw_overview(results: Results) -> str:
         recorded = paths(found[0])
         step = arrivals(recorded)[0]
         draw_paths(right, recorded[step])
-        right.set_title(f"the five actor subnetworks in the maze,\n{step:,} steps into training", fontsize=10)
+        right.set_title(f"the five actor subnetworks in the maze,\n{step - MAZE['learning_starts']:,} actor steps")
+        right.title.set_fontsize(10)
+        right.legend(fontsize=7, frameon=False, loc="lower left")
     fig.suptitle(f"{results.title()}: {LEGEND}", x=0.02, ha="left", fontsize=10)
     results.save(fig, results.name)
     return markdown("task | method | seeds | area under the curve [95%]", rows)
