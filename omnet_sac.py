@@ -742,7 +742,7 @@ def logs(args: Args, folder: Path, about: dict, step: int) -> Iterator[tuple[Sum
             wandb.define_metric("*", step_metric="global_step")
     (folder / "args.json").write_text(json.dumps(about, indent=2))
     print(f"run folder: {folder}, from step {step}", flush=True)
-    intervals = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}  # in a file a line a minute
+    intervals = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60, "smoothing": 1}  # in a file
     bar = tqdm(total=args.total_timesteps, initial=step, unit="step", dynamic_ncols=True, **intervals)
     with closing(SummaryWriter(folder, purge_step=step + 1)) as board, bar:
         yield board, bar
