@@ -655,16 +655,19 @@ def part(table: str, task: str, columns: list[str]) -> str:
     return markdown(" | ".join(header[k] for k in chosen), rows)
 
 
-MARKED = re.compile(r"(<!-- (\S+\.md) (.*?): (.*?) -->\n).*?(<!-- end -->)", re.S)
+MARKED = re.compile(r"(<!-- (\S+\.(?:md|csv)) (.*?): (.*?) -->\n).*?(<!-- end -->)", re.S)
 
 
 def filled(page: Path) -> str:
     """The text of a page, each table of which stands between `<!-- figures/NAME.md TASK: COLUMN, COLUMN -->`, a path
-    below paper/results, and `<!-- end -->`, and is written again."""
+    below paper/results, of a CSV file too, and `<!-- end -->`, and is written again."""
 
     def table(found: re.Match) -> str:
         begin, path, task, columns, end = found.groups()
         text = (ROOT / "paper" / "results" / path).read_text()
+        if path.endswith(".csv"):
+            header, *rows = csv.reader(text.splitlines())
+            text = markdown(" | ".join(header), rows)
         return begin + part(text, task, columns.split(", ")) + end
 
     return MARKED.sub(table, page.read_text())
