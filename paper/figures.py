@@ -602,10 +602,10 @@ def draw_streams(results: Results) -> str:
 
 
 def differing(abouts: list[dict]) -> list[str]:
-    """Names of runs, whose args.json these are, by method and the flags in which those of the method differ."""
-    names = []
+    """Names of runs, whose args.json these are, by method and the flags in which those of it differ on the task."""
+    names, kind = [], lambda about: (about["method"], about["args"]["env_id"])
     for about in abouts:
-        alike = [other["args"] for other in abouts if other["method"] == about["method"]]
+        alike = [other["args"] for other in abouts if kind(other) == kind(about)]
         values = {name: {str(args.get(name)) for args in alike} for args in alike for name in args}
         told = [name for name in about["args"] if len(values[name]) > 1 and name not in ("seed", "env_id", "run_dir")]
         names.append(", ".join([about["method"], *(f"{name} {about['args'][name]}" for name in told)]))
