@@ -240,7 +240,7 @@ def draw(axis, steps: np.ndarray, values: np.ndarray, k: int, label: str) -> Non
             axis.fill_between(steps, mean - below, mean + above, color=COLORS[k % 9], alpha=0.15, linewidth=0)
         elif len(values) > 1:
             axis.plot(steps, values.T, linewidth=0.5, alpha=0.7, **line_style(k))
-    (line,) = axis.plot(steps, mean, label=label, **line_style(k))
+    (line,) = axis.plot(steps, mean, label=label, marker="." * (len(steps) == 1), **line_style(k))
     line.seeds = len(values)
 
 
