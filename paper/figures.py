@@ -12,7 +12,6 @@ writes the tables of README.md and paper/README.md again, which are parts of the
 """
 
 import csv
-import json
 import os
 import re
 import shlex
@@ -65,6 +64,7 @@ from paper.sweep import (
     size_folder,
     split,
     stored_flags,
+    stored_run,
     typed_flags,
 )
 
@@ -79,7 +79,9 @@ FAMILIAR += "N=infinity", "dense output", "Sin-DroQ"
 OMNET = "OMNet-SAC"  # what all are compared with
 BETTER = f"P(better than {OMNET}"
 ALL = f"figures to draw: {', '.join(NAMES)}"
-LEGEND = "mean and 95% interval over seeds; where these are two or three, each seed in a thin line"
+INTERVALS = "mean and 95% interval over seeds"
+LEGEND = f"{INTERVALS}; where these are two or three, each seed in a thin line"
+COUNTED = f"{INTERVALS}, whose number is beside it"
 
 
 @dataclass
@@ -273,14 +275,14 @@ def references(results: Results, env_id: str, steps: list[int]) -> list[list[dic
 def scale(results: Results, env_id: str, runs: dict[str, list[Path]]) -> tuple[dict[str, np.ndarray], str]:
     """The area under the curves (seeds,) of each method on a task, on the scale on which SAC's is 0 and REDQ's is 1,
     and the name of that scale; where these are not known, relative to the best method's."""
+    curves = {title: [curve(run) for run in found] for title, found in runs.items()}
+    known = references(results, env_id, sorted({step for own in curves.values() for c in own for step in c}))
     worth = {}
-    for title, found in runs.items():
-        own = [curve(run) for run in found]
-        known = references(results, env_id, sorted({step for c in own for step in c}))
+    for title, own in curves.items():
         areas = area(stack([*own, *(c for group in known for c in group)])[1])
-        worth[title], *known = np.split(areas, np.cumsum([len(own), *map(len, known)])[:-1])
+        worth[title], *ends = np.split(areas, np.cumsum([len(own), *map(len, known)])[:-1])
         if known:
-            worth[title] = normalised(worth[title], *known)
+            worth[title] = normalised(worth[title], *ends)
     if known:
         return worth, "score: 0 = SAC, 1 = REDQ" + ", as published" * (results.protocol == "paper")
     best = max(areas.mean() for areas in worth.values())
@@ -330,7 +332,7 @@ def draw_efficiency(results: Results) -> str:
             summary = f"{iqm_text([values[:equal] for values in by_task.values()])} (IQM)"
             told = better(*((runs[title], runs.get(OMNET, [])) for runs in found_on.values()))
             rows.append([f"all {len(tasks)}", title, equal, "", "", "", summary, told])
-    finish(results, fig, axes, "mean and 95% interval over seeds, whose number is beside it")
+    finish(results, fig, axes, COUNTED)
     header = "task | method | seeds | FLOPs / REDQ's | masked entries not counted | area under the curve [95%]"
     return markdown(f"{header} | score: 0 = SAC, 1 = REDQ [95%] | {BETTER}) [95%]", rows)
 
@@ -420,7 +422,7 @@ def draw_against(results: Results, label: str) -> str:
                 draw_means(axis, {values.index(x): areas[x] for x in areas}, label=title, marker="o", **look)
         axis.set(xlabel=label, ylabel="area under the curve", title=env_id)
         axis.set_xticks(range(len(values)), values)
-    finish(results, fig, axes, "mean and 95% interval over seeds, whose number is beside it")
+    finish(results, fig, axes, COUNTED)
     header = f"task | method | {label} | seeds | area under the curve [95%] | {BETTER}) [95%]"
     return markdown(f"{header} | area relative to that at {first} [95%] | score (last sixth) [95%]", rows)
 
@@ -529,7 +531,7 @@ def draw_maze(results: Results) -> str:
     right.set_ylabel("evaluation return")
     along(right)
     right.legend(fontsize=8, frameon=False)
-    fig.suptitle(f"Figure 5: the maze, and the return in it; {LEGEND.partition(';')[0]}", fontsize=11)
+    fig.suptitle(f"Figure 5: the maze, and the return in it; {INTERVALS}", fontsize=11)
     results.save(fig, "fig5")
 
     fig, axes = plt.subplots(len(runs), 3, figsize=(9.5, 3.2 * len(runs)), layout="constrained", squeeze=False)
@@ -585,13 +587,13 @@ def draw_streams(results: Results) -> str:
     before = Results(results.name, replace(results.flags, results=results.root / "earlier_streams"), results.words)
     both = {t: [where.runs(v, env_id) for where in (before, results)] for t, v in results.variants.items()}
     both = {title: found for title, found in both.items() if all(found)}
+    omnets = both.get(OMNET, [[], []])
     fig, axes = panels(both)
-    for axis, (title, (earlier, today)) in zip(axes[0], both.items()):
-        groups = ("earlier streams", before, earlier), ("today's streams", results, today)
-        for k, (label, where, runs) in enumerate(groups):
+    for axis, (title, groups) in zip(axes[0], both.items()):
+        for k, (label, runs, omnet) in enumerate(zip(("earlier streams", "today's streams"), groups, omnets)):
             steps, values = stack([curve(run) for run in runs])
             draw(axis, steps, values, k, label)
-            over = better((runs, where.runs(Variant("omnet-sac"), env_id))), better((runs, earlier))
+            over = better((runs, omnet)), better((runs, groups[0]))
             rows.append([title, label, len(runs), interval(area(values)), *over])
         axis.set(title=f"{title}, {panel_title(env_id, steps[-1])}", ylabel="return")
         axis.title.set_fontsize(9)
@@ -601,25 +603,26 @@ def draw_streams(results: Results) -> str:
     return markdown(f"{header} | P(better than with earlier streams) [95%]", rows)
 
 
-def differing(abouts: list[dict]) -> list[str]:
-    """Names of runs, whose args.json these are, by method and the flags in which those of it differ on the task."""
-    names, kind = [], lambda about: (about["method"], about["args"]["env_id"])
-    for about in abouts:
-        alike = [other["args"] for other in abouts if kind(other) == kind(about)]
-        values = {name: {str(args.get(name)) for args in alike} for args in alike for name in args}
-        told = [name for name in about["args"] if len(values[name]) > 1 and name not in ("seed", "env_id", "run_dir")]
-        names.append(", ".join([about["method"], *(f"{name} {about['args'][name]}" for name in told)]))
+def differing(runs: list[tuple[str, dict]]) -> list[str]:
+    """Names of runs, of these methods with these flags, by method and the flags in which those of it differ on the
+    task."""
+    names = []
+    for method, flags in runs:
+        alike = [f for m, f in runs if (m, f["env_id"]) == (method, flags["env_id"])]
+        values = {name: {str(f.get(name)) for f in alike} for f in alike for name in f}
+        told = [name for name in flags if len(values[name]) > 1 and name not in ("seed", "env_id", "run_dir")]
+        names.append(", ".join([method, *(f"{name} {flags[name]}" for name in told)]))
     return names
 
 
 def draw_folders(folders: list[Path]) -> str:
     """The curves of these run folders, as far as they have come, by task and by method with the flags that differ.
     Writes `curves.png` beside them. Returns the table."""
-    abouts = [json.loads((folder / "args.json").read_text()) for folder in folders]
+    runs = [stored_run(folder) for folder in folders]
     groups = defaultdict(lambda: defaultdict(list))
-    for folder, about, name in zip(folders, abouts, differing(abouts)):
+    for folder, (_, flags), name in zip(folders, runs, differing(runs)):
         if (folder / "eval.csv").exists() and (known := curve(folder)):
-            groups[about["args"]["env_id"]][name].append(known)
+            groups[flags["env_id"]][name].append(known)
         else:
             print(f"left out, not evaluated yet: {folder}", file=sys.stderr)
     if not groups:

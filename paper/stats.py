@@ -217,12 +217,12 @@ def legend_below(fig, axes) -> None:
             lines[label] = line
             if axis in axes[0] and getattr(line, "seeds", 0):
                 seeds[label].append(line.seeds)
-    told = {label: f" ({', '.join(map(str, dict.fromkeys(n)))} seeds)" for label, n in seeds.items()}
-    told = {label: told.get(label, "").replace("(1 seeds)", "(1 seed)") for label in lines}
+    counts = {label: ", ".join(map(str, dict.fromkeys(n))) for label, n in seeds.items()}
+    told = {label: f" ({text} seed{'s' * (text != '1')})" for label, text in counts.items()}
+    labels = [label + told.get(label, "") for label in lines]
     width, height = fig.get_size_inches()
-    columns = max(1, int(width / (0.7 + 0.075 * max(len(label + told[label]) for label in lines))))
+    columns = max(1, int(width / (0.7 + 0.075 * max(map(len, labels)))))
     fig.set_figheight(height + 0.19 * -(-len(lines) // columns))
-    labels = [label + told[label] for label in lines]
     fig.legend(lines.values(), labels, loc="outside lower left", fontsize=8, frameon=False, ncols=columns)
 
 

@@ -199,12 +199,19 @@ def method_run(method: str, flags: dict) -> Run:
     return Run(("-m", "paper.baselines", method), flags)
 
 
-def stored_flags(folder: Path) -> dict:
-    """The flags of the run in a folder. Raises UsageError where its args.json does not hold them."""
+def stored_run(folder: Path) -> tuple[str, dict]:
+    """Method and flags of the run in a folder. Raises UsageError where its args.json does not hold flags."""
     try:
-        return dict(json.loads((folder / "args.json").read_text())["args"])
+        about = json.loads((folder / "args.json").read_text())
+        flags = dict(about["args"])
+        return str(about.get("method")), flags
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder / 'args.json'} does not hold the flags of a run: {error}") from None
+
+
+def stored_flags(folder: Path) -> dict:
+    """The flags of the run in a folder. Raises UsageError where its args.json does not hold them."""
+    return stored_run(folder)[1]
 
 
 def last_step(path: Path) -> int:
