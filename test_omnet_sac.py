@@ -1,4 +1,4 @@
-"""The method, the loop, the checkpoints and the maze, stated exactly: `pytest` takes about five minutes."""
+"""The method, the loop, the checkpoints and the maze, stated exactly: `pytest` takes about three minutes."""
 
 import dataclasses
 import errno
@@ -25,6 +25,7 @@ from fractions import Fraction
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -37,39 +38,22 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils import backend_registration
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 import omnet_sac
 from maze_env import GOAL, START, WALLS, move
-from omnet_sac import (
-    Adam,
-    Args,
-    OMNet,
-    OMNetSAC,
-    ReplayBuffer,
-    RunError,
-    UsageError,
-    compile_steps,
-    evaluate,
-    load,
-    main,
-    mlp,
-    parse,
-    read_checkpoint,
-    train,
-)
-from paper import baselines, probes
+from omnet_sac import Args, OMNet, OMNetSAC, ReplayBuffer, UsageError, evaluate, load, main, mlp, parse, train
 
 ROOT = Path(__file__).parent
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def denormals_again():
-    """`train` flushes them to zero, which hypothesis does not accept."""
-    yield
+def what_a_run_changes_in_its_process(monkeypatch):
+    """`main` would take the signals away from pytest, `train` flushes denormals to zero, which hypothesis needs, and
+    what cannot compile leaves an empty cache to what compiles later."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with mock.patch.dict(os.environ):
+        yield
     torch.set_flush_denormal(False)
 
 
@@ -119,10 +103,10 @@ def filled_buffer(agent, n=64) -> ReplayBuffer:
     return buffer
 
 
-def linear_entries(agent_or_net) -> torch.Tensor:
-    """True (n,) where a parameter belongs to a linear layer of an `mlp`."""
-    params = agent_or_net.named_parameters()
-    return torch.cat([torch.full((p.numel(),), not name.startswith("norm")) for name, p in params])
+def entries(omnet: OMNet, name: str, omnet_vector: torch.Tensor) -> torch.Tensor:
+    """The part of a vector (..., n) that belongs to a parameter of the wrapped network."""
+    sizes = [shape.numel() for shape in omnet.shapes.values()]
+    return omnet_vector.split(sizes, -1)[list(omnet.shapes).index(name)]
 
 
 # Streams of random numbers
@@ -132,23 +116,20 @@ class TorchInitialised(OMNetSAC):
     """A fork whose networks keep torch's own initialisation."""
 
     def make_networks(self) -> tuple[OMNet, OMNet]:
-        def net(in_dim, out_dim):
-            return nn.Sequential(
-                nn.Linear(in_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, out_dim)
-            )
-
-        nets = net(self.obs_dim + self.action_dim, 1), net(self.obs_dim, 2 * self.action_dim)
-        return tuple(OMNet(net, 5, 0.5, self.mask_generator) for net in nets)
+        ends = (self.obs_dim + self.action_dim, 1), (self.obs_dim, 2 * self.action_dim)
+        layers = [(nn.Linear(i, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, o)) for i, o in ends]
+        return tuple(OMNet(nn.Sequential(*net), 5, 0.5, self.mask_generator) for net in layers)
 
 
-def deviations(mask: torch.Tensor, positive: torch.Tensor) -> np.ndarray:
+def deviations(mask: torch.Tensor, positive: torch.Tensor, rows: int = 1) -> np.ndarray:
     """By how many standard errors the share of entries in which mask (n,) and positive (n,) agree differs from what
-    chance gives, for each shift of places from -2048 to 2048 that leaves a hundred of them."""
+    chance gives: for each shift from -2048 to 2048 places, and of up to 20 rows, that leaves a hundred of them."""
     n = len(mask)
-    shifts = np.arange(-min(2048, n - 100), min(2048, n - 100) + 1)
+    shifts = np.unique(np.r_[-2048:2049, rows * np.r_[-20:21]])
+    shifts = shifts[abs(shifts) <= n - 100]
 
     def overlap(x, y):  # sum over p of x[p] y[p + shift], by the Fourier transform
-        size = 2 ** (n + 2048).bit_length()
+        size = 2 ** (2 * n).bit_length()
         product = np.fft.irfft(np.conj(np.fft.rfft(x, size)) * np.fft.rfft(y, size), size)
         return np.round(product)[shifts]
 
@@ -162,22 +143,12 @@ def deviations(mask: torch.Tensor, positive: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("agent_class", [OMNetSAC, TorchInitialised])
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_masks_are_independent_of_the_weights(agent_class, seed):
-    """Shifts of up to 2048 places, and of up to 20 rows where these are more."""
     agent, worst = agent_class(Args(seed=seed), 11, 3), 0.0
     for omnet in (agent.critic, agent.actor):
-        splits = [shape.numel() for shape in omnet.shapes.values()]
-        weights = [w for w, shape in zip(omnet.theta.split(splits), omnet.shapes.values()) if len(shape) == 2]
-        for mask in omnet.masks:
-            masks = [m for m, shape in zip(mask.split(splits), omnet.shapes.values()) if len(shape) == 2]
-            for weight, m, columns in zip(
-                weights, masks, (shape[1] for shape in omnet.shapes.values() if len(shape) == 2)
-            ):
-                worst = max(worst, abs(deviations(m, weight > 0)).max())
-                for rows in range(-20, 21):
-                    shift = rows * columns
-                    if abs(shift) > 2048 and len(m) - abs(shift) >= 100:
-                        x, y = (m[:-shift], weight[shift:]) if shift > 0 else (m[-shift:], weight[:shift])
-                        worst = max(worst, abs(deviations(x, y > 0)[min(2048, len(x) - 100)]))
+        for name, (_, *columns) in omnet.shapes.items():
+            for mask in omnet.masks if columns else ():
+                weight, mask = (entries(omnet, name, vector) for vector in (omnet.theta, mask))
+                worst = max(worst, abs(deviations(mask, weight > 0, *columns)).max())
     assert 3 < worst < 5  # below 3 the many shifts would be no measurement
 
 
@@ -214,22 +185,17 @@ def test_an_agent_is_a_function_of_its_flags_alone():
 @pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.8])
 def test_mask_rate_is_binomial_and_layer_norm_is_unmasked(sparsity):
     net = mlp(10, 4, 64)
-    omnet, linear = OMNet(net, 5, sparsity, torch.Generator().manual_seed(0)), linear_entries(net)
+    omnet = OMNet(net, 5, sparsity, torch.Generator().manual_seed(0))
+    linear = torch.cat([torch.full((p.numel(),), name[:4] != "norm") for name, p in net.named_parameters()])
     assert omnet.theta.shape == (sum(p.numel() for p in net.parameters()),)
     assert omnet.masks.unique().tolist() == [0, 1]
     n = int(linear.sum())
     for mask in omnet.masks:
         assert abs(mask[linear].float().sum() - n * (1 - sparsity)) < 5 * math.sqrt(n * sparsity * (1 - sparsity))
         assert mask[~linear].all()
+    assert len({tuple(mask.tolist()) for mask in omnet.masks}) == 5
     overlap = (omnet.masks[0] * omnet.masks[1])[linear].float().mean()  # independent: (1 - S)^2
     assert overlap == pytest.approx((1 - sparsity) ** 2, abs=0.03)
-
-
-def test_masks_differ_between_subnetworks_and_repeat_with_the_seed():
-    one, two, other = (OMNet(mlp(3, 1, 16), 5, 0.5, torch.Generator().manual_seed(s)).masks for s in (7, 7, 8))
-    assert torch.equal(one, two) and not torch.equal(one, other)
-    assert len({tuple(mask.tolist()) for mask in one}) == 5
-    assert not torch.equal(make_agent(seed=1).critic.masks, make_agent(seed=2).critic.masks)
 
 
 def test_masks_never_change_in_training_and_no_optimizer_knows_them():
@@ -264,12 +230,7 @@ def test_any_module_batched_equals_one_by_one_equals_masked_copy(net, x):
         torch.testing.assert_close(out, net(x))
         nn.utils.vector_to_parameters(omnet.theta, net.parameters())
     assert not torch.allclose(outputs[0], outputs[1])
-
-
-def test_one_subnetwork_without_sparsity_is_the_plain_network():
-    net, x = mlp(6, 3, 16), torch.randn(8, 6)
-    omnet = OMNet(net, num_subnets=1, sparsity=0.0)
-    torch.testing.assert_close(omnet(omnet.theta, omnet.masks, x)[0], net(x))
+    torch.testing.assert_close(OMNet(net, 1, 0.0)(omnet.theta, torch.tensor([0]), x)[0], net(x))
 
 
 def test_dynamic_masks_are_fresh_at_every_use():
@@ -303,22 +264,14 @@ def test_what_is_masked(dense, kept):
     assert OMNet(norms, 3, 0.9).masks.all()
 
 
-def entries(omnet: OMNet, name: str, omnet_vector: torch.Tensor) -> torch.Tensor:
-    """The part of a vector (..., n) that belongs to a parameter of the wrapped network."""
-    sizes = [shape.numel() for shape in omnet.shapes.values()]
-    return omnet_vector.split(sizes, -1)[list(omnet.shapes).index(name)]
-
-
-def test_a_dense_module_that_the_network_does_not_have_is_refused():
+def test_what_cannot_be_masked_is_refused():
+    """Layers with a state that subnetworks would share, and names in `dense` that the network does not have."""
+    for layer in (nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)):
+        with pytest.raises(ValueError, match="LayerNorm"):
+            OMNet(nn.Sequential(nn.Linear(3, 3), layer), 5, 0.5)
+    OMNet(nn.BatchNorm1d(3, track_running_stats=False), 5, 0.5)
     with pytest.raises(AttributeError, match="haed"):
         OMNet(mlp(6, 3, 16), 5, 0.5, dense=("haed",))
-
-
-@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)])
-def test_layers_with_a_state_that_subnetworks_would_share_are_refused(layer):
-    with pytest.raises(ValueError, match="LayerNorm"):
-        OMNet(nn.Sequential(nn.Linear(3, 3), layer), 5, 0.5)
-    OMNet(nn.BatchNorm1d(3, track_running_stats=False), 5, 0.5)
 
 
 # Appendix A: the update
@@ -351,14 +304,9 @@ def test_target_is_the_minimum_over_two_subnetworks_of_the_target_critic(pair):
 
 
 def test_update_draws_two_distinct_target_subnetworks_and_fresh_ones_in_every_step():
-    seen = []
-
-    class Recorder(OMNetSAC):
-        def critic_step(self, batch, *inputs):
-            seen.append(inputs)
-            return super().critic_step(batch, *inputs)
-
-    agent = Recorder(small(replay_ratio=20, policy_delay=20), 3, 2)
+    seen, agent = [], make_agent(replay_ratio=20, policy_delay=20)
+    step = agent.critic_step
+    agent.critic_step = lambda batch, *inputs: seen.append(inputs) or step(batch, *inputs)
     agent.update(filled_buffer(agent))
     assert all(len(pair.unique(dim=0)) == 2 for _, pair, _, _ in seen)
     for position in (0, 2):  # critic subnetwork i and actor subnetwork i''
@@ -366,15 +314,15 @@ def test_update_draws_two_distinct_target_subnetworks_and_fresh_ones_in_every_st
     assert len(torch.stack([s[3] for s in seen]).unique(dim=0)) == 20
 
 
-def test_critic_step_on_subnetwork_i_gives_masked_entries_and_target_no_gradient():
-    agent = make_agent(tau=0.0)
-    batch, mask, target = filled_buffer(agent).rows[:16], agent.critic.masks[2], agent.theta_target.clone()
+def test_critic_step_on_subnetwork_i_gives_masked_entries_no_gradient_and_the_target_a_polyak_step():
+    agent = make_agent(tau=0.25)
+    batch, mask, before = filled_buffer(agent).rows[:16], agent.critic.masks[2], agent.critic.theta.clone()
     agent.critic_step(batch, mask[None], agent.critic.masks[:2], agent.actor.masks[:1], torch.randn(16, 2))
     grad = agent.critic_adam.m  # after the first step, (1 - beta1) times the gradient
     assert (grad[mask == 0] == 0).all() and (grad[mask == 1] != 0).float().mean() > 0.5
-    assert torch.equal(agent.theta_target, target) and (agent.actor_adam.m == 0).all()
-    moved = agent.critic.theta != agent.theta_target
-    assert moved.any() and not moved[mask == 0].any()
+    moved = agent.critic.theta != before
+    assert moved.any() and not moved[mask == 0].any() and (agent.actor_adam.m == 0).all()
+    torch.testing.assert_close(agent.theta_target, 0.75 * before + 0.25 * agent.critic.theta)
 
 
 def test_actor_loss_is_the_mean_over_all_subnetworks():
@@ -419,9 +367,8 @@ def test_log_pi_is_that_of_a_squashed_gaussian():
     torch.testing.assert_close(action.double(), expected, atol=1e-6, rtol=1e-5)
     inside = (expected.abs() < 0.999).all(-1)
     assert inside.sum() > 20
-    torch.testing.assert_close(
-        log_pi.double()[inside], squashed.log_prob(expected).sum(-1)[inside], atol=1e-4, rtol=1e-4
-    )
+    log_prob = squashed.log_prob(expected).sum(-1)
+    torch.testing.assert_close(log_pi.double()[inside], log_prob[inside], atol=1e-4, rtol=1e-4)
     far, far_log_pi = agent.policy(agent.actor.theta, mask, obs, torch.full((64, 2), 50.0))
     assert far_log_pi.isfinite().all() and far.abs().max() <= 1
 
@@ -429,7 +376,7 @@ def test_log_pi_is_that_of_a_squashed_gaussian():
 def test_adam_is_adam():
     theta = torch.randn(50)
     reference = nn.Parameter(theta.clone())
-    adam, expected = Adam(theta, 1e-2), torch.optim.Adam([reference], lr=1e-2)
+    adam, expected = omnet_sac.Adam(theta, 1e-2), torch.optim.Adam([reference], lr=1e-2)
     for _ in range(30):
         reference.grad = torch.randn(50)
         adam.step(theta, reference.grad)
@@ -442,44 +389,31 @@ def test_policy_delay_counts_gradient_steps_and_polyak_follows_each(replay_ratio
     agent = make_agent(replay_ratio=replay_ratio, policy_delay=policy_delay, tau=1.0)
     for _ in range(3):
         agent.update(filled_buffer(agent))
-    taken = [round(math.log(adam.beta2_t) / math.log(0.999)) for adam in agent.children() if isinstance(adam, Adam)]
+    adams = agent.critic_adam, agent.actor_adam, agent.alpha_adam
+    taken = [round(math.log(adam.beta2_t) / math.log(0.999)) for adam in adams]
     assert taken == [3 * replay_ratio, actor_steps, actor_steps] and agent.gradient_steps == 3 * replay_ratio
     assert torch.equal(agent.theta_target, agent.critic.theta)  # tau = 1
 
 
-def test_polyak_average():
-    agent = make_agent(tau=0.25)
-    target = agent.theta_target.clone()
-    critic, actor = agent.critic.masks, agent.actor.masks
-    agent.critic_step(filled_buffer(agent).rows[:16], critic[:1], critic[:2], actor[:1], torch.randn(16, 2))
-    torch.testing.assert_close(agent.theta_target, 0.75 * target + 0.25 * agent.critic.theta)
-
-
-def test_plain_actor_ablation():
+def test_plain_actor_and_few_subnetworks():
     agent = make_agent(actor_subnets=False)
     assert agent.num_actor_subnets == 1 and agent.actor.masks.all() and not agent.critic.masks.all()
     agent.update(filled_buffer(agent))
+    for num_subnets in (1, 2):
+        agent = make_agent(num_subnets=num_subnets)
+        agent.update(filled_buffer(agent))
+        assert agent.critic.sample(1, 2).shape[1] == num_subnets  # with one, the minimum is over that one
 
 
-@pytest.mark.parametrize(
-    "input_, output, dense",
-    [(False, True, ["input"]), (True, False, ["output"]), (False, False, ["input", "output"])],
-)
-def test_input_and_output_layers_can_be_left_dense_and_nothing_else_changes(input_, output, dense):
-    plain, agent = same_agent(), same_agent(mask_input=input_, mask_output=output)
+@pytest.mark.parametrize("dense", [{"input"}, {"output"}, {"input", "output"}])
+def test_input_and_output_layers_can_be_left_dense_and_nothing_else_changes(dense):
+    plain, agent = same_agent(), same_agent(**{f"mask_{layer}": False for layer in dense})
     for one, two in ((plain.critic, agent.critic), (plain.actor, agent.actor)):
         layer = [key.split(".")[0] for key, size in two.shapes.items() for _ in range(size.numel())]
         chosen = torch.tensor([key in dense for key in layer])
         assert two.masks[:, chosen].all() and torch.equal(two.masks[:, ~chosen], one.masks[:, ~chosen])
         assert torch.equal(one.theta, two.theta) and (two.draw(3)[:, chosen] == 1).all()
     assert torch.equal(plain.generator.get_state(), agent.generator.get_state())
-
-
-@pytest.mark.parametrize("num_subnets", [1, 2])
-def test_few_subnetworks(num_subnets):
-    agent = make_agent(num_subnets=num_subnets)
-    agent.update(filled_buffer(agent))
-    assert agent.critic.sample(1, 2).shape[1] == num_subnets  # with one, the minimum is over that one
 
 
 # Replay
@@ -531,8 +465,7 @@ def read_csv(path: Path, drop: str = "") -> list[dict]:
 
 
 def test_run_folder_holds_the_contract(tmp_path):
-    args = small(run_dir=tmp_path)
-    train(args)
+    assert train(small(run_dir=tmp_path, replay_ratio=3)).gradient_steps == 3 * (120 - 40)
     folder = tmp_path / "Point-v0__omnet_sac__1"
     names = {p.name.split(".")[0] for p in folder.iterdir() if p.name != ".lock"}
     assert names == {"args", "eval", "train", "events", "checkpoint", "replay"}
@@ -541,16 +474,13 @@ def test_run_folder_holds_the_contract(tmp_path):
     assert about["versions"].keys() == {"torch", "gymnasium", "mujoco", "numpy"}
     assert (folder / "eval.csv").read_text().startswith("step,episode,subnet,return,length,seconds\n")
     rows = read_csv(folder / "eval.csv")
-    assert [(r["step"], r["episode"], r["subnet"]) for r in rows] == [
-        (s, e, e % 5) for s in (50, 100) for e in range(6)
-    ]
+    expected = [(step, k, k % 5) for step in (50, 100) for k in range(6)]
+    assert [(row["step"], row["episode"], row["subnet"]) for row in rows] == expected
     assert (folder / "train.csv").read_text().startswith("step,subnet,return,length\n")
     steps = np.diff([0] + [r["step"] for r in read_csv(folder / "train.csv")])
     assert steps.tolist() == [r["length"] for r in read_csv(folder / "train.csv")]
-    rows = np.fromfile(folder / "replay.f32", np.float32).reshape(
-        120, -1
-    )  # obs 2, action 1, reward, next_obs 2, ends 2
-    assert rows.shape == (120, 8) and np.allclose(rows[:, 3], -(rows[:, 4] ** 2))
+    rows = np.fromfile(folder / "replay.f32", np.float32).reshape(120, 8)  # obs, action, reward, next_obs, ends
+    assert np.allclose(rows[:, 3], -(rows[:, 4] ** 2))
 
 
 def test_one_subnetwork_per_episode_and_terminated_without_truncated(tmp_path):
@@ -581,11 +511,6 @@ def test_same_seed_same_run_and_evaluation_leaves_training_alone(tmp_path):
     assert (a / "train.csv").read_bytes() != (other / "train.csv").read_bytes()
     assert torch.equal(agents["a"].critic.theta, agents["no_eval"].critic.theta)
     assert not torch.equal(agents["a"].critic.theta, agents["other"].critic.theta)
-
-
-def test_replay_ratio_and_learning_starts(tmp_path):
-    agent = train(small(run_dir=tmp_path, replay_ratio=3))
-    assert agent.gradient_steps == 3 * (120 - 40) and len(agent.acted if hasattr(agent, "acted") else []) == 0
 
 
 def test_evaluation_cycles_through_the_subnetworks_and_repeats():
@@ -639,12 +564,12 @@ class Strange(Point):
 gym.register("Strange-v0", Strange, max_episode_steps=10)
 
 
-@pytest.mark.parametrize(
-    "env_id", ["Strange-v0", "Hopper-v4", "Hopper-v5", "gymnasium.envs.classic_control:Pendulum-v1"]
-)
+OBS_DIM = {"Strange-v0": 7, "Hopper-v4": 11, "Hopper-v5": 11, "gymnasium.envs.classic_control:Pendulum-v1": 3}
+
+
+@pytest.mark.parametrize("env_id", OBS_DIM)
 def test_environments_of_all_kinds(env_id, tmp_path):
-    agent = train(small(env_id=env_id, run_dir=tmp_path, total_timesteps=60))
-    assert agent.obs_dim == {"Strange-v0": 7, "Hopper-v4": 11, "Hopper-v5": 11}.get(env_id, 3)
+    assert train(small(env_id=env_id, run_dir=tmp_path, total_timesteps=60)).obs_dim == OBS_DIM[env_id]
     assert "/" not in next(tmp_path.iterdir()).name and ":" not in next(tmp_path.iterdir()).name
 
 
@@ -662,7 +587,7 @@ def test_compiled_and_eager_updates_are_the_same(device):
         torch.manual_seed(0)
         agents.append(OMNetSAC(Args(**TASTE, device=device), 3, 1))
         if compiled:
-            compile_steps(agents[-1])
+            omnet_sac.compile_steps(agents[-1])
     for _ in range(5):
         metrics = [agent.update(filled_buffer(agent)) for agent in agents]
     assert agents[0].gradient_steps == 100 and "critic_step" in vars(agents[0]) and metrics[0]["alpha"] < 1
@@ -689,94 +614,10 @@ def assert_same_state(one: OMNetSAC, other: OMNetSAC):
         torch.testing.assert_close(one[name], other[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
-# The GPU's way, tested on a CPU: memory that is overwritten, waits, CUDA graphs, two devices
-
-
 def same_agent(**flags) -> OMNetSAC:
     """An agent that has the same parameters at every call."""
     torch.manual_seed(0)
     return make_agent(**flags)
-
-
-@pytest.mark.parametrize("replay_ratio, policy_delay", [(20, 20), (1, 1), (4, 3), (2, 1)])
-def test_metrics_outlive_the_next_compiled_call(replay_ratio, policy_delay):
-    """Both steps share one pool of CUDA graphs: what one returned is overwritten by the next call of either."""
-    plain, agent = (same_agent(replay_ratio=replay_ratio, policy_delay=policy_delay) for _ in range(2))
-    returned = []
-
-    def overwriting(step, *inputs):
-        for output in returned:
-            output.fill_(torch.nan)
-        returned[:] = tree_leaves(step(*inputs))
-        return returned[0] if len(returned) == 1 else tuple(returned)
-
-    agent.critic_step, agent.actor_step = (partial(overwriting, step) for step in (agent.critic_step, agent.actor_step))
-    for _ in range(3):
-        metrics = agent.update(filled_buffer(agent))
-        assert metrics == plain.update(filled_buffer(plain))  # NaN equals nothing
-        assert all(type(value) is float and np.isfinite(value) for value in metrics.values())
-
-
-class Operations(TorchDispatchMode):
-    """Names of the operations that were called."""
-
-    def __enter__(self):
-        self.names = []
-        return super().__enter__()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **kwargs or {})
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_one_subnetwork_needs_no_batched_product(dynamic):
-    omnet, x = OMNet(mlp(6, 3, 16), 5, 0.5, dynamic=dynamic), torch.randn(8, 6)
-    omnet.batched = True
-    for k in (1, 2, 5):
-        with Operations() as operations:
-            out = omnet(omnet.theta, omnet.sample(1, k)[0], x)
-        products = sum("bmm" in name for name in operations.names)  # also baddbmm
-        assert out.shape == (k, 8, 3) and products == (0 if k == 1 else 3)  # three linear layers
-
-
-def test_compiled_steps_suit_cuda_graphs():
-    """Inductor skips the CUDA graph of a step that changes an input which is not a parameter or a buffer."""
-    from torch._inductor.compile_fx import compile_fx
-
-    agent, graphs = same_agent(replay_ratio=1, policy_delay=1), []
-    agent.critic.batched = agent.actor.batched = True
-
-    def inspect(graph, inputs, static_input_idxs=(), **kwargs):
-        nodes = list(graph.graph.nodes)
-        places = {node: i for i, node in enumerate(node for node in nodes if node.op == "placeholder")}
-        mutated = {places[node.args[0]] for node in nodes if node.target is torch.ops.aten.copy_.default}
-        graphs.append((mutated, set(static_input_idxs), nodes[-1].args[0], {str(node.target) for node in nodes}))
-        run = lambda inputs: graph(*inputs)  # noqa: E731  eagerly: there is no kernel to wait for
-        run._boxed_call = True
-        return run
-
-    agent.critic_step, agent.actor_step, agent.act_step = (
-        torch.compile(step, fullgraph=True, dynamic=False, backend=partial(compile_fx, inner_compile=inspect))
-        for step in (agent.critic_step, agent.actor_step, agent.act_step)
-    )
-    plain, obs = same_agent(replay_ratio=1, policy_delay=1), np.ones(agent.obs_dim)
-    assert agent.update(filled_buffer(agent)) == pytest.approx(plain.update(filled_buffer(plain)), rel=1e-4)
-    np.testing.assert_allclose(agent.act(obs, 2), plain.act(obs, 2), rtol=1e-4)
-    for (mutated, static, outputs, operations), count in zip(graphs, (6, 10, 0), strict=True):
-        assert len(mutated) == count  # Adam's theta, m, v, powers and the target's theta; and alpha's five; none
-        assert mutated <= static and len(outputs) == 1
-        several = "aten.bmm.default" in operations or "aten.baddbmm.default" in operations
-        assert several == (count > 0)  # one subnetwork acts
-
-
-@pytest.mark.parametrize("device, more", [("cpu", []), ("cuda", ["act_step"])])
-def test_on_a_gpu_acting_is_compiled_too(device, more, monkeypatch):
-    compiled, agent = [], make_agent()
-    monkeypatch.setattr(torch, "compile", lambda step, **_: compiled.append(step.__name__) or step)
-    agent.args.device = device  # without a GPU the update now fails, and the run goes on eagerly
-    compile_steps(agent)
-    assert compiled == ["critic_step", "actor_step", *more]
 
 
 @pytest.mark.parametrize(
@@ -809,129 +650,19 @@ def test_whatever_a_compiler_raises_the_run_goes_on_eagerly(error, call, monkeyp
     assert agent.update(filled_buffer(agent)) == eager.update(filled_buffer(eager)) and len(calls) == call
 
 
-def test_a_compilation_can_be_stopped(monkeypatch):
-    def compiled(step, **_):
-        raise KeyboardInterrupt
+def test_a_compiler_cache_that_cannot_be_written_means_eager(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/proc/nowhere")
+    omnet_sac.compile_steps(agent := make_agent())
+    assert capsys.readouterr().out.count("not possible here") == 1 and "critic_step" not in vars(agent)
 
-    monkeypatch.setattr(torch, "compile", compiled)
+
+def test_a_compilation_can_be_stopped(monkeypatch):
+    monkeypatch.setattr(torch, "compile", raising(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         omnet_sac.compile_steps(make_agent())
 
 
-class OnGPU(torch.Tensor):
-    """A tensor that says it is on a GPU. Its numbers are on the CPU."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    @staticmethod
-    def __new__(cls, numbers: torch.Tensor):
-        size, stride, offset = numbers.shape, numbers.stride(), numbers.storage_offset()
-        self = cls._make_wrapper_subclass(cls, size, stride, offset, dtype=numbers.dtype, device="gpu:0")
-        self.numbers = numbers
-        return self
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        raise NotImplementedError(f"{func} outside of PretendGPU")
-
-    def tolist(self):
-        return self.cpu().tolist()
-
-
-class PretendGPU(TorchDispatchMode):
-    """A second device "gpu", as strict as CUDA about where tensors are. Counts how often a program waits for it."""
-
-    def __init__(self):
-        super().__init__()
-        self.waits, self.generators = 0, []
-
-    def make_generator(self, device="cpu", real=torch.Generator) -> torch.Generator:
-        """In place of torch.Generator: a backend made in Python has none of its own."""
-        generator = real()
-        self.generators += [generator] if torch.device(device).type == "gpu" else []
-        return generator
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, aten = dict(kwargs or {}), torch.ops.aten
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        devices = {x.device.type for x in tensors if x.ndim or isinstance(x, OnGPU)}  # scalars may be on the CPU
-        target = torch.device(kwargs.pop("device", None) or ("gpu" if "gpu" in devices else "cpu")).type
-        if func in (aten._to_copy.default, aten.copy_.default):
-            self.waits += len({target, *(x.device.type for x in tensors)}) > 1
-        elif func is aten._local_scalar_dense.default:
-            self.waits += target == "gpu"
-        else:
-            if generator := kwargs.get("generator"):  # another object for the same generator
-                devices.add("gpu" if generator._cdata in [g._cdata for g in self.generators] else "cpu")
-            assert devices <= {target}, f"{func}: {devices}, {target}"
-        on_cpu_args, on_cpu_kwargs = tree_map_only(OnGPU, lambda x: x.numbers, (args, kwargs))
-        result = func(*on_cpu_args, **on_cpu_kwargs)
-        if torch.Tag.inplace_view in func.tags and target == "gpu":
-            with torch._C._DisableTorchDispatch():
-                func(*args, **kwargs)  # squeeze_ and the like: the wrapper gets the new shape, too
-        if func._schema.is_mutable:
-            return args[0]
-        return tree_map_only(torch.Tensor, OnGPU, result) if target == "gpu" else result
-
-
-def environment_steps(kind: str, device: str, mode: PretendGPU) -> tuple[list[int], dict[str, torch.Tensor]]:
-    """Of three environment steps with a full minibatch each: how often each waits, and all tensors at their end."""
-    flags = {"hidden_dim": 8, "batch_size": 4, "replay_ratio": 2, "policy_delay": 2, "compile": False, "device": device}
-    if kind in baselines.METHODS:
-        args, make = dataclasses.replace(baselines.METHODS[kind][1], **flags), baselines.make_agent
-    else:
-        args, make = small(**flags, dynamic_masks=kind == "dynamic masks"), OMNetSAC
-    torch.manual_seed(0)
-    agent, buffer, again = make(args, 3, 2), ReplayBuffer(2, 3, 2, device), ReplayBuffer(2, 3, 2, device)
-    waits, tensors = [], {}
-    for k in range(3):
-        before, obs = mode.waits, np.full(3, k)
-        action = agent.act(obs, 0)
-        buffer.add(obs, action, 1.0, obs + 1, k == 2, False)
-        metrics = agent.update(buffer)
-        omnet_sac.check_finite(k, **metrics)
-        waits.append(mode.waits - before)
-        tensors |= {f"{name} {k}": torch.tensor(x) for name, x in ({"action": action} | metrics).items()}
-    again.extend(buffer.rows.cpu().numpy())
-    agent.load_state_dict(agent.state_dict())
-    own = dict(agent.named_parameters()) | dict(agent.named_buffers()) | {"rows": buffer.rows, "again": again.rows}
-    own["sample"] = again.sample(2, 4, agent.generator)
-    assert {x.device.type for x in own.values()} == {device}
-    return waits, tensors | {name: x.cpu() for name, x in own.items()}
-
-
-def on_a_second_device(*kinds: str) -> None:
-    """Prints for each kind of agent how often an environment step waits, and what is not as it is on the CPU."""
-    backend_registration._setup_privateuseone_for_python_backend("gpu")
-    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(x, device="gpu") makes it on the CPU and copies
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
-    with PretendGPU() as mode:
-        torch.Generator = mode.make_generator
-        for kind in kinds:
-            (_, expected), (waits, got) = (environment_steps(kind, device, mode) for device in ("cpu", "gpu"))
-            same = [name for name in got if torch.allclose(got[name], expected[name], rtol=1e-3, atol=1e-5)]
-            print(json.dumps([kind, waits, sorted(got.keys() - set(same))]))
-
-
-@pytest.mark.skipif(
-    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="this torch cannot register a device from Python",
-)
-def test_a_second_device_has_every_tensor_and_is_waited_for_four_times_a_step():
-    kinds = ["omnet", "dynamic masks", "redq", "droq", "sac"]
-    code = f"import {Path(__file__).stem} as tests; tests.on_a_second_device(*{kinds})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert results == [[kind, [4, 4, 4], []] for kind in kinds]  # observation, action, transition, metrics
-
-
 # The command line
-
-
-def cli(*flags, **popen) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "omnet_sac.py"), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **popen)
 
 
 TINY = "--env-id Pendulum-v1 --hidden-dim 8 --batch-size 8 --learning-starts 20 --total-timesteps 30"
@@ -939,78 +670,17 @@ TINY = "--env-id Pendulum-v1 --hidden-dim 8 --batch-size 8 --learning-starts 20 
 
 def test_without_a_compiler_the_run_goes_on_eagerly(tmp_path):
     env = os.environ | {"PATH": "/nowhere", "CXX": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = cli(*TINY.split(), "--run-dir", tmp_path, env=env)
+    command = [sys.executable, ROOT / "omnet_sac.py", *TINY.split(), "--run-dir", tmp_path]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "Pendulum-v1__omnet_sac__1" / "checkpoint.pt").exists()
     assert done.stdout.count("not possible here") == 1 and "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "forks").glob("*.patch")))
-def test_forks_apply_and_run(name, tmp_path):
-    patch = ROOT / "forks" / f"{name}.patch"
-    header, changes = patch.read_text().split("\n\n", 1)
-    added = [line for line in changes.splitlines() if re.match(r"\+(?!\+\+)", line) and len(line) > 1]
-    assert len(header.splitlines()) == 2 and len(added) <= 10
-    shutil.copy(ROOT / "omnet_sac.py", tmp_path)
-    subprocess.run(["patch", "-s", "-p1", "-F0", "-i", patch], cwd=tmp_path, check=True)
-    assert subprocess.run(["git", "apply", "--check", patch], cwd=ROOT).returncode == 0 or not (ROOT / ".git").exists()
-    fork = types.ModuleType("fork")
-    sys.modules["fork"] = fork
-    exec((tmp_path / "omnet_sac.py").read_text(), vars(fork))
-    hidden_only = {"mask_input": False, "mask_output": False} if name == "hidden_only" else {}
-    assert {k: getattr(fork.Args(), k) for k in hidden_only} == hidden_only
-    agent = fork.train(fork.Args(**vars(small(run_dir=tmp_path)) | hidden_only))
-    assert agent.gradient_steps == 160 and agent.theta_target.isfinite().all()
-    masks = {n: entries(agent.critic, n, agent.critic.masks) for n in agent.critic.shapes}
-    if name == "balanced":  # of 5 subnetworks, 2 or 3 have a parameter at S = 0.5
-        assert agent.critic.masks.sum(0).unique().tolist() == [2, 3, 5]
-    if name == "hidden_only":
-        weights = [bool(mask.all()) for n, mask in masks.items() if "weight" in n]
-        assert weights == [True, True, False, True, True]
-    if name == "deeper":
-        assert agent.critic.shapes["third.weight"] == agent.critic.shapes["hidden.weight"] == (16, 16)
-    if name == "n_step":
-        check_n_step(fork.ReplayBuffer)
-    if name == "quantile":
-        masks, x = agent.critic.masks, torch.randn(16, 3)
-        inputs = torch.randn(16), torch.randn(16, 2), torch.zeros(16), masks[:2], agent.actor.masks[:1]
-        assert agent.td_target(*inputs, torch.randn(16, 1)).shape == (16, 25)
-        assert agent.q_value(agent.critic.theta, masks, x).shape == (5, 16)
-    if name == "normalised":
-        saved = torch.load(next(tmp_path.rglob("checkpoint.pt")), weights_only=True)["agent"]
-        assert torch.equal(saved["obs_mean"], agent.obs_mean) and agent.obs_mean.any() and (agent.obs_std != 1).all()
-
-
-def test_an_environment_with_arguments_and_a_wrapper_of_its_own(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    env = omnet_sac.make_env(Args(env_id="forks.my_env:LazyHopper-v0"))
-    plain = omnet_sac.make_env(Args())
-    rewards = [
-        sum(reward for _, _, reward, *_ in omnet_sac.episode(e, 0, 0.0, lambda obs: np.ones(3))) for e in (env, plain)
-    ]
-    assert 0 < rewards[0] < 0.1 * rewards[1]
-
-
-def check_n_step(buffer_class):
-    """Against rewards summed up by hand, in a ring that has gone round: episodes of 4 steps, the third terminates."""
-    buffer = buffer_class(10, 1, 1, "cpu")
-    for t in range(13):
-        last = t % 4 == 3
-        buffer.add([t], [0], float(t), [t + 0.5], last and t == 11, last and t != 11)
-    for obs, _, reward, next_obs, terminated, _ in buffer.sample(1, 200, torch.Generator().manual_seed(0))[0].tolist():
-        t = int(obs)
-        until = min(t + 2, t - t % 4 + 3, 12)  # of the same episode, and there already
-        assert reward == pytest.approx(sum(0.99 ** (k - t) * k for k in range(t, until + 1)))
-        assert next_obs == until + 0.5
-        assert 1 - terminated == pytest.approx(0.99 ** (until - t) * (until != 11), abs=1e-6)
 
 
 def test_a_copied_file_names_the_pins_of_requirements():
     """Inline script metadata (PEP 723): `uv run omnet_sac.py` needs no other file."""
     block = re.match(r"# /// script\n((?:# .*\n)+)# ///\n", (ROOT / "omnet_sac.py").read_text())[1]
     metadata = tomllib.loads(re.sub("^# ", "", block, flags=re.M))
-    pins = [
-        pin for pin in (ROOT / "requirements.txt").read_text().split() if not pin.startswith(("pytest", "hypothesis"))
-    ]
+    pins = [pin for pin in (ROOT / "requirements.txt").read_text().split() if not re.match("pytest|hypothesis", pin)]
     assert metadata == {"requires-python": ">=3.11,<3.14", "dependencies": pins}
 
 
@@ -1034,12 +704,6 @@ def test_the_hook_and_the_loading_in_the_readme(tmp_path, monkeypatch):
 
 
 # A run is never lost
-
-
-@pytest.fixture(autouse=True)
-def pytest_keeps_ctrl_c(monkeypatch):
-    """`main` in this process must not take the signals away from pytest."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
 
 
 def run(*words, default: Args | None = None, make_agent=OMNetSAC):
@@ -1228,25 +892,14 @@ def test_a_run_killed_again_and_again_is_the_uninterrupted_run(flags, kills, tmp
     assert_same_run(whole, folder)
 
 
-@pytest.mark.parametrize("kind", ["omnet-sac", "redq", "droq", "sr-sac"])
-def test_a_crashed_run_of_any_method_goes_on_as_if_nothing_had_been(kind, tmp_path, monkeypatch):
-    """With probes; in an environment that reuses its arrays it is the run of one that does not."""
-    monkeypatch.setattr(probes, "BIAS_STATES", 9)
-    flags = vars(brief(total_timesteps=80, eval_interval=0)) | {"bias_interval": 30, "trajectory_interval": 30}
-    flags |= {"reset_interval": 45} if kind == "sr-sac" else {}
-    for name in ("num_subnets", "sparsity", "actor_subnets", "run_dir", "env_id"):
-        del flags[name]
-    ids = {"a": "Point-v0", "b": "Alias-v0"}.items()
-    default = dataclasses.replace(baselines.METHODS[kind][1], **flags)
-    one, two = (dataclasses.replace(default, env_id=env_id, run_dir=tmp_path / name) for name, env_id in ids)
-    for args, halt in ((one, 0), (two, 70)):
-        with suppress(Halt):
-            train(args, partial(diary, halt=halt, make_agent=baselines.make_agent))
-    folder = omnet_sac.run_folder(two)
-    assert 20 < checkpoint(folder)["step"] < 70
-    train(dataclasses.replace(two, resume=folder), partial(diary, make_agent=baselines.make_agent))
-    assert_same_run(omnet_sac.run_folder(one), folder)
-    assert {"bias.csv", "trajectories.csv", "visits.csv"} < {path.name for path in folder.iterdir()}
+# Learning; here, as another process has compiled it by now
+
+
+def test_it_learns(tmp_path):
+    """The README's first taste. Random play returns about -1200; below -250 the pendulum is not held up."""
+    train(Args(**TASTE, eval_interval=2500, run_dir=tmp_path))
+    returns = [row["return"] for row in read_csv(next(tmp_path.iterdir()) / "eval.csv")]
+    assert np.mean(returns) > -250
 
 
 # Checkpoints of unknown origin
@@ -1274,12 +927,12 @@ def test_a_checkpoint_that_is_not_this_runs_is_refused(damage, done, capsys):
 
 def test_a_flipped_bit_in_a_checkpoint_is_refused_or_changes_no_number(done):
     path, agent = done / "checkpoint.pt", OMNetSAC(brief(), 2, 1)
-    good, state, refused = path.read_bytes(), read_checkpoint(done), 0
+    good, state, refused = path.read_bytes(), omnet_sac.read_checkpoint(done), 0
     for bit in np.random.default_rng(0).integers(8 * len(good), size=50).tolist():
         path.write_bytes(good[: bit // 8] + bytes([good[bit // 8] ^ 1 << bit % 8]) + good[bit // 8 + 1 :])
         try:
-            flipped = read_checkpoint(done, agent)
-        except RunError as error:
+            flipped = omnet_sac.read_checkpoint(done, agent)
+        except omnet_sac.RunError as error:
             refused += "checkpoint.pt cannot be used" in str(error)
         else:
             torch.testing.assert_close(flipped.pop("agent"), state["agent"], rtol=0, atol=0)
@@ -1378,22 +1031,18 @@ def test_bad_input_costs_one_sentence_and_writes_nothing(said, flags, tmp_path, 
     assert [*tmp_path.rglob("*")] == [tmp_path / "file"]
 
 
-def test_a_module_that_registers_nothing_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "silent_package.py").write_text("")
-    assert_fails(
-        capsys, 2, "importing silent_package registers no Task-v0", default=small(env_id="silent_package:Task-v0")
-    )
-
-
-def test_an_environment_in_the_current_folder_is_found(tmp_path, monkeypatch):
-    spec = "'Mine-v0', 'gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=9"
-    (tmp_path / "my_env.py").write_text(f"import gymnasium\ngymnasium.register({spec})")
+def test_an_environment_in_the_current_folder_is_found_and_a_module_that_registers_nothing_told(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    run(default=brief(env_id="my_env:Mine-v0", total_timesteps=45))
+    spec = "'Mine-v0', 'gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=9"
+    Path("mine.py").write_text(f"import gymnasium\ngymnasium.register({spec})")
+    Path("silent.py").write_text("")
+    run(default=brief(env_id="mine:Mine-v0", total_timesteps=45))
     assert sys.path[-1] == str(tmp_path)  # last, so that it shadows nothing
-    assert Path("runs/my_env-Mine-v0__omnet_sac__1/checkpoint.pt").exists()
+    assert Path("runs/mine-Mine-v0__omnet_sac__1/checkpoint.pt").exists()
+    assert_fails(capsys, 2, "importing silent registers no Task-v0", default=small(env_id="silent:Task-v0"))
 
 
 def test_the_words_of_the_command_line(done, monkeypatch, capsys):
@@ -1509,15 +1158,6 @@ def test_a_second_process_on_a_live_run_is_refused_and_the_run_loses_nothing(liv
     go_on.set()
     process.join(60)
     assert process.exitcode == 0
-    assert_same_run(whole, folder)
-
-
-def test_the_lock_of_a_killed_process_does_not_block(live, whole):
-    process, folder, *_ = live
-    process.kill()
-    process.join()
-    assert (folder / ".lock").exists()
-    run("--resume", folder)
     assert_same_run(whole, folder)
 
 
@@ -1729,18 +1369,9 @@ def test_a_signal_whose_exit_is_swallowed_while_compiling_ends_the_run_after_an_
     monkeypatch.setattr(omnet_sac, "compile_steps", swallow)
     train(brief(compile=True, run_dir=tmp_path), stop=stop)
     folder = next(tmp_path.iterdir())
-    assert len(read_csv(folder / "train.csv")) == 1 and 0 < checkpoint(folder)["step"] == last_step(
-        folder / "train.csv"
-    )
+    assert [row["step"] for row in read_csv(folder / "train.csv")] == [checkpoint(folder)["step"]] != [0]
     with pytest.raises(SystemExit):
         stop(signal.SIGINT, None)
-
-
-def test_a_compiler_cache_that_cannot_be_written_means_eager(monkeypatch, capsys):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/proc/nowhere")
-    agent = OMNetSAC(small(), 2, 1)
-    omnet_sac.compile_steps(agent)
-    assert capsys.readouterr().out.count("not possible here") == 1 and "critic_step" not in vars(agent)
 
 
 # Environments of all kinds, the bad ones too
@@ -1854,7 +1485,7 @@ def test_evaluations_and_episodes_of_a_given_length(total, interval, steps, tmp_
     assert cut.any() and rows[cut, 7].all() and np.array_equal(rows[:, 6] == 1, abs(rows[:, 4]) > 1.2)
 
 
-def raising(error: Exception):
+def raising(error: BaseException):
     def method(*args, **kwargs):
         raise error
 
@@ -2026,9 +1657,8 @@ def check_move(start, action):
     return end
 
 
-coordinate = st.floats(-0.2, 0.2) | st.sampled_from(
-    [0.0, -0.0, 0.2, -0.2, 0.1, A / 2, -A / 2, 1e-7, -1e-9, 1e-17, 5e-324]
-)
+special = [0.0, -0.0, 0.2, -0.2, 0.1, A / 2, -A / 2, 1e-7, -1e-9, 1e-17, 5e-324]
+coordinate = st.floats(-0.2, 0.2) | st.sampled_from(special)
 nudge = st.sampled_from([0.0, 0.0, 0.0, 1e-7, -1e-7, 2e-7, -5e-8, 1e-12, -1e-12, 1e-16])
 landmark = st.tuples(st.sampled_from([0.0, A, 0.5, B, 1.0]), st.sampled_from([0.0, A, 0.5, B, 1.0]), nudge, nudge)
 aimed = st.tuples(landmark, st.sampled_from([0.5, 1.0, 1.5, 3.0]))  # at or past a wall's end, a corner, a wall's middle
@@ -2058,96 +1688,67 @@ def test_maze_long_random_walk():
     assert len(cells) == 9  # every cell of the 3x3 grid can be reached
 
 
-@pytest.mark.parametrize(
-    "start, action, end",
-    [
-        ((0.5, 0.6), (0, 0.2), (0.5, B)),  # top wall, from inside, outside, aslant
-        ((0.5, 0.7), (0, -0.2), (0.5, B)),
-        ((0.5, B - 0.1), (0.1, 0.2), (0.55, B)),
-        ((0.5, 0.4), (0, -0.2), (0.5, A)),  # bottom wall
-        ((0.5, 0.3), (0, 0.2), (0.5, A)),
-        ((0.6, 0.5), (0.2, 0), (B, 0.5)),  # right wall
-        ((0.8, 0.5), (-0.2, 0), (B, 0.5)),
-        ((0.1, 0.5), (-0.2, 0), (0, 0.5)),  # perimeter
-        ((0.9, 0.5), (0.2, 0), (1, 0.5)),
-        ((0.5, 0.1), (0, -0.2), (0.5, 0)),
-        ((0.5, 0.9), (0, 0.2), (0.5, 1)),
-        ((0.9, 0.9), (0.2, 0.2), (1, 1)),
-        ((0.2, B), (0.2, 0), (A, B)),  # wall ends, head-on, aslant, in passing
-        ((0.2, A), (0.2, 0), (A, A)),
-        ((0.25, B - (A - 0.25)), (0.2, 0.2), (A, B)),
-        ((A, 0.6), (0, 0.2), (A, B)),
-        ((A, 0.3), (0, 0.2), (A, A)),
-        ((0.6, 0.6), (0.2, 0.2), (B, B)),  # corners, from inside, outside, in passing
-        ((0.6, 0.4), (0.2, -0.2), (B, A)),
-        ((0.75, 0.75), (-0.2, -0.2), (B, B)),
-        ((0.75, 0.25), (-0.2, 0.2), (B, A)),
-        ((B - 0.1, B + 0.1), (0.2, -0.2), (B, B)),
-        ((B, 0.8), (0, -0.2), (B, B)),
-        ((0.8, A), (-0.2, 0), (B, A)),
-    ],
-)
-def test_maze_contact(start, action, end):
-    contact = check_move(np.array(start), np.array(action, float))
-    np.testing.assert_allclose(contact, end, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(check_move(contact, np.array(action, float)), contact, rtol=0, atol=1e-15)
-    for away in (-0.9 * np.array(action), np.zeros(2)):
-        assert (check_move(contact, away) == contact + away).all()
-    for direction in np.ndindex(3, 3):
-        check_move(contact, 0.1 * np.array(direction) - 0.1)
+# Start, action, end
+CONTACTS = {
+    "top wall": "0.5 0.6 0 0.2 0.5 B; 0.5 0.7 0 -0.2 0.5 B; 0.5 B-0.1 0.1 0.2 0.55 B",
+    "bottom wall": "0.5 0.4 0 -0.2 0.5 A; 0.5 0.3 0 0.2 0.5 A",
+    "right wall": "0.6 0.5 0.2 0 B 0.5; 0.8 0.5 -0.2 0 B 0.5",
+    "perimeter": "0.1 0.5 -0.2 0 0 0.5; 0.9 0.5 0.2 0 1 0.5; 0.5 0.1 0 -0.2 0.5 0; 0.5 0.9 0 0.2 0.5 1",
+    "perimeter's corner": "0.9 0.9 0.2 0.2 1 1",
+    "wall ends head-on": "0.2 B 0.2 0 A B; 0.2 A 0.2 0 A A",
+    "wall ends aslant, in passing": "0.25 B-(A-0.25) 0.2 0.2 A B; A 0.6 0 0.2 A B; A 0.3 0 0.2 A A",
+    "corners from inside": "0.6 0.6 0.2 0.2 B B; 0.6 0.4 0.2 -0.2 B A",
+    "corners from outside": "0.75 0.75 -0.2 -0.2 B B; 0.75 0.25 -0.2 0.2 B A",
+    "corners in passing": "B-0.1 B+0.1 0.2 -0.2 B B; B 0.8 0 -0.2 B B; 0.8 A -0.2 0 B A",
+}
 
 
-@pytest.mark.parametrize(
-    "start, press, slide, end",
-    [
-        ((0.5, 0.6), (0, 0.2), (-0.2, 0), None),  # None: nothing stops the slide
-        ((0.5, 0.6), (0, 0.2), (0.2, 0), (B, B)),
-        ((0.6, 0.8), (0, -0.2), (0.2, 0), None),
-        ((0.4, 0.2), (0, 0.2), (-0.2, 0), None),
-        ((0.8, 0.4), (-0.2, 0), (0, -0.2), None),
-        ((0.6, 0.4), (0.2, 0), (0, -0.2), (B, A)),
-        ((0.5, 0.1), (0, -0.2), (0.2, 0), None),
-        ((0.9, 0.9), (0.2, 0), (0, 0.2), (1, 1)),
-        ((0.2, B), (0.2, 0), (0, 0.2), None),
-        ((0.6, 0.6), (0.2, 0.2), (-0.2, 0), None),
-        ((0.6, 0.6), (0.2, 0.2), (0, -0.2), None),
-    ],
-)
-def test_maze_slides_along_walls(start, press, slide, end):
-    contact, slide = check_move(np.array(start), np.array(press, float)), np.array(slide, float)
-    expected, tolerance = (contact + slide, 0) if end is None else (end, 1e-6)
-    np.testing.assert_allclose(check_move(contact, slide), expected, rtol=0, atol=tolerance)
+def points(text: str) -> list[np.ndarray]:
+    """Of each case its points (k, 2)."""
+    return [np.array([eval(word) for word in case.split()], float).reshape(-1, 2) for case in text.split(";")]
 
 
-@pytest.mark.parametrize(
-    "start, action",
-    [
-        ((A - 1e-6, 0.6), (0, 0.2)),
-        ((B + 1e-6, 0.6), (0, 0.2)),
-        ((0.25, 0.25), (0.1, 0.08)),
-        ((0.3333331333333333, 0.46666656666666667), (1.5000000000431335e-07, -0.2)),  # grazes, but for rounding
-    ],
-)
-def test_maze_passes_beside_wall_ends(start, action):
-    assert (check_move(np.array(start), np.array(action)) == np.array(start) + action).all()
+@pytest.mark.parametrize("where", CONTACTS)
+def test_maze_contact(where):
+    for start, action, end in points(CONTACTS[where]):
+        contact = check_move(start, action)
+        np.testing.assert_allclose(contact, end, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(check_move(contact, action), contact, rtol=0, atol=1e-15)
+        for away in (-0.9 * action, np.zeros(2)):
+            assert (check_move(contact, away) == contact + away).all()
+        for direction in np.ndindex(3, 3):
+            check_move(contact, 0.1 * np.array(direction) - 0.1)
 
 
-@pytest.mark.parametrize(
-    "start, action, success",
-    [
-        (GOAL - [0.2, 0], (0.1001, 0), True),
-        (GOAL - [0.2, 0], (0.0999, 0), False),
-        (GOAL + [0, 0.1666], (0, -0.07), True),
-        (GOAL - 0.1, (0.2, 0.2), False),  # through the goal and out again
-        (START, (0.2, 0.2), False),
-    ],
-)
-def test_maze_reward(start, action, success):
+# Start, action into a wall, action along it; and where that stops
+SLIDES = "0.5 0.6 0 0.2 -0.2 0; 0.6 0.8 0 -0.2 0.2 0; 0.4 0.2 0 0.2 -0.2 0; 0.8 0.4 -0.2 0 0 -0.2; 0.5 0.1 0 -0.2 0.2 0"
+SLIDES += "; 0.2 B 0.2 0 0 0.2; 0.6 0.6 0.2 0.2 -0.2 0; 0.6 0.6 0.2 0.2 0 -0.2"
+STOPPED = "0.5 0.6 0 0.2 0.2 0 B B; 0.6 0.4 0.2 0 0 -0.2 B A; 0.9 0.9 0.2 0 0 0.2 1 1"
+
+
+def test_maze_slides_along_walls():
+    for start, press, slide, *end in points(SLIDES) + points(STOPPED):
+        contact = check_move(start, press)
+        expected, tolerance = (end[0], 1e-6) if end else (contact + slide, 0)
+        np.testing.assert_allclose(check_move(contact, slide), expected, rtol=0, atol=tolerance)
+
+
+def test_maze_passes_beside_wall_ends():
+    passing = "A-1e-6 0.6 0 0.2; B+1e-6 0.6 0 0.2; 0.25 0.25 0.1 0.08"
+    grazing = "0.3333331333333333 0.46666656666666667 1.5000000000431335e-07 -0.2"  # but for rounding
+    for start, action in points(passing) + points(grazing):
+        assert (check_move(start, action) == start + action).all()
+
+
+def test_maze_reward():
     env = gym.make("maze_env:Maze-v0")
     env.reset()
-    env.unwrapped.path = [np.asarray(start)]
-    _, reward, terminated, truncated, _ = env.step(np.float32(action))
-    assert (reward, terminated, truncated) == (100.0 * success, success, False)
+    cases = [(GOAL - [0.2, 0], (0.1001, 0), True), (GOAL - [0.2, 0], (0.0999, 0), False), (START, (0.2, 0.2), False)]
+    cases += [(GOAL + [0, 0.1666], (0, -0.07), True), (GOAL - 0.1, (0.2, 0.2), False)]  # through it and out again
+    for start, action, success in cases:
+        env.unwrapped.path = [np.asarray(start)]
+        _, reward, terminated, truncated, _ = env.step(np.float32(action))
+        assert (reward, terminated, truncated) == (100.0 * success, success, False)
 
 
 def test_maze_episode():
@@ -2163,16 +1764,6 @@ def test_maze_episode():
             env.unwrapped.step(action)
 
 
-def test_maze_same_actions_same_path():
-    paths = []
-    for _ in range(2):
-        env = gym.make("maze_env:Maze-v0")
-        env.reset(seed=3)
-        env.action_space.seed(3)
-        paths.append([env.step(env.action_space.sample())[0].tolist() for _ in range(50)])
-    assert paths[0] == paths[1] and len(set(map(tuple, paths[0]))) > 20
-
-
 def test_maze_render():
     env = gym.make("maze_env:Maze-v0", render_mode="rgb_array")
     env.reset()
@@ -2182,20 +1773,17 @@ def test_maze_render():
     def color(image, x, y):
         return image[479 - int(12 + 456 * y), int(12 + 456 * x)].astype(int)
 
-    def is_blue(rgb):
-        return rgb[2] > rgb[0] + 50
+    def is_blue(image, *point):
+        return color(image, *point)[2] > color(image, *point)[0] + 50
 
     red, green, blue = color(before, *GOAL)
-    assert red > green > blue
-    for wall in WALLS:
-        assert color(before, *wall.mean(axis=0)).max() < 80
-    for clear in ((0.4, 0.5), (0.3, 0.55), (0.1, 0.9)):
-        assert (color(before, *clear) == 255).all()
+    assert red > green > blue and all(color(before, *wall.mean(axis=0)).max() < 80 for wall in WALLS)
+    assert all((color(before, *clear) == 255).all() for clear in ((0.4, 0.5), (0.3, 0.55), (0.1, 0.9)))
     for action in ((-0.2, 0), (0, 0.1)):
         env.step(np.array(action, np.float32))
     after = env.render()
-    assert is_blue(color(before, *START)) and not is_blue(color(after, 0.515, 0.5))  # the agent has left
-    assert all(is_blue(color(after, x, y)) for x, y in ((0.4, 0.5), (0.3, 0.55), (0.3, 0.6)))
+    assert is_blue(before, *START) and not is_blue(after, 0.515, 0.5)  # the agent has left
+    assert all(is_blue(after, *point) for point in ((0.4, 0.5), (0.3, 0.55), (0.3, 0.6)))
     assert gym.make("maze_env:Maze-v0").unwrapped.render() is None
     env.reset()
     assert (env.render() == before).all()
@@ -2205,13 +1793,3 @@ def test_maze_passes_gymnasiums_checker():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(gym.make("maze_env:Maze-v0", render_mode="rgb_array").unwrapped)
-
-
-# Learning; last, so that another process has compiled it by then
-
-
-def test_it_learns(tmp_path):
-    """The README's first taste. Random play returns about -1200; below -250 the pendulum is not held up."""
-    train(Args(**TASTE, eval_interval=2500, run_dir=tmp_path))
-    returns = [row["return"] for row in read_csv(next(tmp_path.iterdir()) / "eval.csv")]
-    assert np.mean(returns) > -250

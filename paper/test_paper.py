@@ -28,6 +28,7 @@ import torch
 import tyro
 
 import omnet_sac
+import test_omnet_sac as tests
 from omnet_sac import Args, OMNetSAC, ReplayBuffer, UsageError, mlp, run_folder, train
 from paper import baselines, flops, probes, speed
 from paper.baselines import METHODS, Dropout, EnsembleSAC
@@ -323,36 +324,26 @@ def test_reset_is_fresh_at_the_right_step_and_keeps_replay_and_steps(method, tmp
     assert not torch.equal(states[0][1]["critic.theta"], states[1][1]["critic.theta"]), "fresh, not the same again"
 
 
-def test_a_resumed_baseline_is_the_uninterrupted_one(tmp_path):
-    """With resets, dropout and a probe: all that baselines add to the state of a run."""
-    flags = {"dropout": 0.1, "layer_norm": True, "reset_interval": 130, "bias_interval": 100, "gamma": 0.5}
-    flags |= {"total_timesteps": 320, "checkpoint_interval": 100, "replay_ratio": 1}
-
-    class Stop(Exception):
-        pass
-
-    def stopping(args, obs_dim, action_dim):
-        agent = baselines.make_agent(args, obs_dim, action_dim)
-        update = agent.update
-
-        def update_or_stop(buffer):
-            if buffer.added == 250:
-                raise Stop
-            return update(buffer)
-
-        agent.update = update_or_stop
-        return agent
-
-    whole = small("droq", run_dir=tmp_path / "whole", **flags)
-    train(whole, baselines.make_agent)
-    with pytest.raises(Stop):
-        train(small("droq", run_dir=tmp_path / "killed", **flags), stopping)
-    one, two = (tmp_path / name / "Pendulum-v1__droq__1" for name in ("whole", "killed"))
-    train(dataclasses.replace(whole, resume=two), baselines.make_agent)
-    for name in ("train.csv", "bias.csv"):
-        assert (one / name).read_text() == (two / name).read_text()
-    a, b = (torch.load(folder / "checkpoint.pt", weights_only=True)["agent"] for folder in (one, two))
-    torch.testing.assert_close(a, b, rtol=0, atol=0)
+@pytest.mark.parametrize("kind", ["omnet-sac", "redq", "droq", "sr-sac"])
+def test_a_crashed_run_of_any_method_goes_on_as_if_nothing_had_been(kind, tmp_path, monkeypatch):
+    """With probes, resets and dropout; in an environment that reuses its arrays it is the run of one that does not."""
+    monkeypatch.setattr(probes, "BIAS_STATES", 9)
+    flags = vars(tests.brief(total_timesteps=80, eval_interval=0)) | {"bias_interval": 30, "trajectory_interval": 30}
+    flags |= {"sr-sac": {"reset_interval": 45}, "droq": {"reset_interval": 45, "dropout": 0.1}}.get(kind, {})
+    for name in ("num_subnets", "sparsity", "actor_subnets", "run_dir", "env_id"):
+        del flags[name]
+    ids = {"a": "Point-v0", "b": "Alias-v0"}.items()
+    default = dataclasses.replace(METHODS[kind][1], **flags)
+    one, two = (dataclasses.replace(default, env_id=env_id, run_dir=tmp_path / name) for name, env_id in ids)
+    make = functools.partial(tests.diary, make_agent=baselines.make_agent)
+    for args, halt in ((one, 0), (two, 70)):
+        with contextlib.suppress(tests.Halt):
+            train(args, functools.partial(make, halt=halt))
+    folder = run_folder(two)
+    assert 20 < tests.checkpoint(folder)["step"] < 70
+    train(dataclasses.replace(two, resume=folder), make)
+    tests.assert_same_run(run_folder(one), folder)
+    assert {"bias.csv", "trajectories.csv", "visits.csv"} < {path.name for path in folder.iterdir()}
 
 
 def test_a_run_of_another_method_is_refused(tmp_path, capsys):
