@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 
 from maze_env import GOAL, GOAL_RADIUS, START, WALLS
-from omnet_sac import UsageError
+from omnet_sac import Args, UsageError
 from paper.baselines import METHODS
 from paper.experiments import FIGURES, MAZE, MAZE_ID, NAMES, RETURN, Variant, on_task
 from paper.flops import gflop_per_step
@@ -70,7 +70,8 @@ from paper.sweep import (
 
 MAZE_WINDOWS = 100, 500, 1000  # training steps of Figure 6
 CELLS = 30  # per side of its grid
-PUBLISHED_SEEDS = 10  # of paper/reference_curves.csv
+# The line of each method of paper/reference_curves.csv, whose curves are of ten seeds
+PUBLISHED = {"REDQ-20": "-", "SAC": ":", "DroQ-20": "--", "CrossQ": "-.", "SimbaV2-UTD2": (0, (5, 1, 1, 1, 1, 1))}
 FLOP_TICKS = 0.02, 0.05, 0.1, 0.2, 0.5, 1
 # What looks the same in all figures; nine further on the colour is the same
 FAMILIAR = "OMNet-SAC", "dense ends", "no masks", "REDQ", "SAC", "SAC-20", "Sin-SAC", "DroQ", "one static mask"
@@ -210,7 +211,7 @@ def draw_curves(results: Results) -> str:
             told += interval(area(values)), better((runs, omnet))
             rows.append([env_id, title, len(runs), f"{steps[-1]:,}", *told])
         if results.protocol == "paper":
-            rows += draw_published(axis, env_id, longest)
+            rows += [[*row, "", "", worth, ""] for *row, worth in draw_published(axis, env_id, longest)]
         axis.set(title=panel_title(env_id, longest[-1]), ylabel="return")
         along(axis)
     finish(results, fig, axes)
@@ -225,15 +226,15 @@ def published(method: str, env_id: str, steps: np.ndarray) -> np.ndarray | None:
     return np.interp(steps, *zip(*((int(row["step"]), float(row["mean"])) for row in rows))) if rows else None
 
 
-def draw_published(axis, env_id: str, steps: np.ndarray) -> list[list]:
-    """The published curves of REDQ and SAC at `steps` (T,); returns their rows of the table."""
+def draw_published(axis, env_id: str, steps: np.ndarray, methods=("REDQ-20", "SAC")) -> list[list]:
+    """The published curves at `steps` (T,) in grey; returns their rows: task, method, seeds, steps, score, area."""
     table = []
-    for method, style in (("REDQ-20", "-"), ("SAC", ":")):
+    for method in methods:
         means = published(method, env_id, steps)
         if means is not None:
-            axis.plot(steps, means, color="0.6", linestyle=style, linewidth=1, label=f"{method}, published")
-            row = f"{method}, published", PUBLISHED_SEEDS, f"{steps[-1]:,}", f"{last_sixth(steps, means):.0f}"
-            table.append([env_id, *row, "", "", f"{area(means):.0f}", ""])
+            axis.plot(steps, means, color="0.6", linestyle=PUBLISHED[method], linewidth=1, label=f"{method}, published")
+            row = [env_id, f"{method}, published", 10, f"{steps[-1]:,}"]
+            table.append([*row, f"{last_sixth(steps, means):.0f}", f"{area(means):.0f}"])
     return table
 
 
@@ -616,8 +617,8 @@ def differing(runs: list[tuple[str, dict]]) -> list[str]:
 
 
 def draw_folders(folders: list[Path]) -> str:
-    """The curves of these run folders, as far as they have come, by task and by method with the flags that differ.
-    Writes `curves.png` beside them. Returns the table."""
+    """The curves of these run folders, as far as they have come, by task and by method with the flags that differ; at
+    the paper's width the published ones beside them. Writes `curves.png` beside the folders. Returns the table."""
     runs = [stored_run(folder) for folder in folders]
     groups = defaultdict(lambda: defaultdict(list))
     for folder, (_, flags), name in zip(folders, runs, differing(runs)):
@@ -631,6 +632,7 @@ def draw_folders(folders: list[Path]) -> str:
     fig, axes = panels(groups)
     rows = []
     for axis, (env_id, by_name) in zip(axes[0], groups.items()):
+        longest = np.zeros(1)
         for name, curves in by_name.items():
             steps, values = stack(curves)
             if not len(steps):
@@ -638,6 +640,9 @@ def draw_folders(folders: list[Path]) -> str:
             draw(axis, steps, values, looks[name], name)
             told = interval(last_sixth(steps, values)), interval(area(values))
             rows.append([env_id, name, len(curves), f"{steps[-1]:,}", *told])
+            longest = max(longest, steps, key=lambda s: s[-1])
+        if {flags.get("hidden_dim") for _, flags in runs if flags["env_id"] == env_id} == {Args.hidden_dim}:
+            rows += draw_published(axis, env_id, longest, PUBLISHED)
         axis.set(title=env_id, ylabel="return")
         along(axis)
     legend_below(fig, axes)

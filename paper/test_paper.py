@@ -1316,16 +1316,23 @@ def test_any_run_folders_are_drawn_by_task_and_by_what_differs(tmp_path, capsys)
         for sparsity in (0.5, 0.8):
             flags = {"env_id": "Pendulum-v1", "seed": seed, "sparsity": sparsity}
             write_method_run(tmp_path, "omnet-sac", {10: [seed], 20: [seed]}, f"of_{sparsity}", **flags)
-        write_method_run(tmp_path, "redq", {10: [seed]}, "redq", env_id="Hopper-v4", seed=seed)
+        write_method_run(tmp_path, "redq", {10_000: [seed]}, "redq", env_id="Hopper-v4", seed=seed)
+        write_method_run(tmp_path, "sac", {10: [seed]}, "sac", env_id="Ant-v4", seed=seed, hidden_dim=64)
     folders = sorted(map(str, tmp_path.glob("*/*__*")))
     (tmp_path / "else").mkdir()
     figures.main(figures.Flags((*folders, str(tmp_path / "else"))))
     table = capsys.readouterr().out
-    assert re.findall(r"\| (\S+-v\d \| .*?) \| (\d) \| (\d+) \|", table) == [
+    assert re.findall(r"\| (\S+-v\d \| .*?) \| (\d) \| ([\d,]+) \|", table) == [
         ("Pendulum-v1 | omnet_sac, sparsity 0.5", "2", "20"),
         ("Pendulum-v1 | omnet_sac, sparsity 0.8", "2", "20"),
-        ("Hopper-v4 | redq", "2", "10"),
+        ("Hopper-v4 | redq", "2", "10,000"),
+        ("Ant-v4 | sac", "2", "10"),
     ]
+    published = re.findall(r"\| (\S+) \| (\S+), published \| 10 \| 10,000 \| (\d+) \|", table)
+    assert {task for task, *_ in published} == {"Hopper-v4"}, "at the paper's width, on tasks that are known"
+    means = {method: figures.published(method, "Hopper-v4", np.array([10_000]))[0] for method in figures.PUBLISHED}
+    assert {method: int(score) for _, method, score in published} == {m: round(x) for m, x in means.items()}
+    assert means.keys() == {"REDQ-20", "SAC", "DroQ-20", "CrossQ", "SimbaV2-UTD2"}
     assert (tmp_path / "curves.png").exists() and f"the curves are in {tmp_path / 'curves.png'}" in table
     for words in (("fig2",), (str(tmp_path / "else"),)):
         with pytest.raises(SystemExit) as exit:
