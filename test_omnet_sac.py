@@ -175,8 +175,8 @@ def test_an_agent_is_a_function_of_its_flags_alone():
     one = make_agent()
     torch.rand(7)
     two, other = make_agent(), make_agent(seed=2)
-    assert torch.equal(one.critic.theta, two.critic.theta) and torch.equal(one.actor.masks, two.actor.masks)
-    assert not torch.equal(one.critic.theta, other.critic.theta) and not torch.equal(one.actor.masks, other.actor.masks)
+    for get in (lambda a: a.critic.theta, lambda a: a.critic.masks, lambda a: a.actor.masks):
+        assert torch.equal(get(one), get(two)) and not torch.equal(get(one), get(other))
 
 
 # Section 3.1: masks
@@ -886,6 +886,7 @@ def test_a_run_killed_again_and_again_is_the_uninterrupted_run(flags, kills, tmp
     for how, when in kills:
         interrupt(words, how, when, tmp_path / "log")
         assert how != "write" or (folder / "checkpoint.pt.tmp").exists()
+        assert (folder / ".lock").exists()  # a killed process leaves it, which blocks nobody
         words = ("--resume", folder) if (folder / "checkpoint.pt").exists() else words
     run(*words)
     assert "not possible" not in capsys.readouterr().out
@@ -1759,6 +1760,9 @@ def test_maze_episode():
         steps = [env.step(np.array([-5, np.inf], np.float32)) for _ in range(50)]  # clipped to (-0.2, 0.2)
         np.testing.assert_allclose(steps[0][0], [0.5 - A / 2, B], atol=1e-6)
         assert [step[1:4] for step in steps] == [(0.0, False, i == 50) for i in range(1, 51)]
+    actions = np.random.default_rng(3).uniform(-0.2, 0.2, (50, 2)).astype(np.float32)
+    paths = [[env.reset(seed=3)[0].tolist(), *(env.step(a)[0].tolist() for a in actions)] for _ in range(2)]
+    assert paths[0] == paths[1] and len(set(map(tuple, paths[0]))) > 20
     for action in ([0.1], [0.1, np.nan], 0.1, [[0.1, 0.1]]):
         with pytest.raises(ValueError, match="two numbers"):
             env.unwrapped.step(action)

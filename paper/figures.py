@@ -228,8 +228,8 @@ def published(method: str, env_id: str, steps: np.ndarray) -> np.ndarray | None:
 
 def draw_published(axis, env_id: str, steps: np.ndarray, methods=("REDQ-20", "SAC")) -> list[list]:
     """The published curves at `steps` (T,) in grey; returns their rows: task, method, seeds, steps, score, area."""
-    table = []
-    for method in methods:
+    table, steps = [], steps[steps <= Args.total_timesteps]  # where they end
+    for method in methods if len(steps) else ():
         means = published(method, env_id, steps)
         if means is not None:
             axis.plot(steps, means, color="0.6", linestyle=PUBLISHED[method], linewidth=1, label=f"{method}, published")

@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,7 +21,12 @@ import omnet_sac
 from omnet_sac import OMNet, ReplayBuffer, compile_steps, mlp
 from paper import baselines
 from paper.baselines import METHODS
-from test_omnet_sac import filled_buffer, make_agent, same_agent
+from test_omnet_sac import (
+    filled_buffer,
+    make_agent,
+    same_agent,
+    what_a_run_changes_in_its_process,  # noqa: F401  of every test here, too
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,9 +55,10 @@ def test_one_subnetwork_needs_no_batched_product(dynamic):
     omnet, x = OMNet(mlp(6, 3, 16), 5, 0.5, dynamic=dynamic), torch.randn(8, 6)
     omnet.batched = True
     for k in (1, 2, 5):
-        graph = make_fx(omnet)(omnet.theta, omnet.sample(1, k)[0], x)
+        inputs = omnet.theta, omnet.sample(1, k)[0], x
+        graph = make_fx(omnet)(*inputs)
         products = re.findall(r"aten\.(?:bmm|baddbmm)\.default\(", graph.code)
-        assert len(products) == (0 if k == 1 else 3)  # three linear layers
+        assert graph(*inputs).shape == (k, 8, 3) and len(products) == (0 if k == 1 else 3)  # three linear layers
 
 
 def test_compiled_steps_suit_cuda_graphs():
@@ -90,8 +94,7 @@ def test_on_a_gpu_acting_is_compiled_too(device, more, monkeypatch):
     compiled, agent = [], make_agent()
     monkeypatch.setattr(torch, "compile", lambda step, **_: compiled.append(step.__name__) or step)
     agent.args.device = device  # without a GPU the update now fails, and the run goes on eagerly
-    with mock.patch.dict(os.environ):  # which then names an empty cache
-        compile_steps(agent)
+    compile_steps(agent)
     assert compiled == ["critic_step", "actor_step", *more]
 
 

@@ -172,13 +172,6 @@ def make(method: str, **flags) -> EnsembleSAC:
     return EnsembleSAC(small(method, **flags), 3, 2)
 
 
-def filled_buffer(agent, n=64) -> ReplayBuffer:
-    buffer = ReplayBuffer(n, 3, 2, "cpu", added=n)
-    buffer.rows.copy_(torch.randn(buffer.rows.shape, generator=torch.Generator().manual_seed(0)))
-    buffer.rows[:, -2] = (buffer.rows[:, -2] > 1).float()
-    return buffer
-
-
 def test_the_methods_are_the_papers():
     """DESIGN: critics, updates per step, layer norm, dropout, reset."""
     knobs = ["num_critics", "replay_ratio", "policy_delay", "layer_norm", "dropout", "reset_interval", "actor_minimum"]
@@ -210,7 +203,7 @@ def test_which_critics_enter_target_and_losses(method):
             return super().q_value(theta, i, obs_action)
 
     asked, agent = [], HandMade(small(method), 3, 2)
-    agent.update(filled_buffer(agent))
+    agent.update(tests.filled_buffer(agent))
     num_critics, in_target = agent.args.num_critics, 2 if agent.args.num_critics > 1 or agent.critic.dropout else 1
     *critic, actor = [n for _, n in asked]
     assert critic == [in_target, num_critics] * agent.args.replay_ratio and actor == num_critics
@@ -571,16 +564,6 @@ def test_probes_leave_training_as_it_is(method, tmp_path, monkeypatch):
 # paper/sweep.py
 
 
-def same_run(one: Path, two: Path) -> None:
-    """Rows but for their seconds, and every number in the checkpoint."""
-    assert (one / "train.csv").read_text() == (two / "train.csv").read_text()
-    rows = ([line.rsplit(",", 1)[0] for line in (f / "eval.csv").read_text().split("\n")] for f in (one, two))
-    assert next(rows) == next(rows)
-    a, b = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (one, two))
-    torch.testing.assert_close(a["agent"], b["agent"], rtol=0, atol=0)
-    assert a["crc"] == b["crc"], "the same transitions"
-
-
 def run_of(args: Args):
     """The run that has these arguments."""
     method = next(name for name, (_, default) in METHODS.items() if default.method == args.method)
@@ -650,7 +633,7 @@ def test_a_sweep_whose_processes_are_killed_is_the_runs_alone(tmp_path, cluster)
     assert {*failed} == {bad.name, run_of(locked).name} and "must satisfy 0 < batch_size" in failed[bad.name]
     assert "is being written by another process" in failed[run_of(locked).name]
     for one, two in zip(two_runs(tmp_path / "alone"), two_runs(tmp_path / "sweep")):
-        same_run(omnet_sac.run_folder(one), omnet_sac.run_folder(two))
+        tests.assert_same_run(omnet_sac.run_folder(one), omnet_sac.run_folder(two))
 
 
 ON_A_CLUSTER = """
@@ -1334,6 +1317,10 @@ def test_any_run_folders_are_drawn_by_task_and_by_what_differs(tmp_path, capsys)
     assert {method: int(score) for _, method, score in published} == {m: round(x) for m, x in means.items()}
     assert means.keys() == {"REDQ-20", "SAC", "DroQ-20", "CrossQ", "SimbaV2-UTD2"}
     assert (tmp_path / "curves.png").exists() and f"the curves are in {tmp_path / 'curves.png'}" in table
+    longer = write_method_run(tmp_path, "sac", {300_000: [1], 600_000: [1]}, "longer", env_id="Ant-v4", seed=1)
+    figures.main(figures.Flags((str(longer),)))
+    table = capsys.readouterr().out
+    assert table.count("published | 10 | 300,000 |") == 5 and "published | 10 | 600,000 |" not in table
     for words in (("fig2",), (str(tmp_path / "else"),)):
         with pytest.raises(SystemExit) as exit:
             figures.main(figures.Flags(words))
