@@ -30,7 +30,7 @@ import tyro
 import omnet_sac
 import test_omnet_sac as tests
 from omnet_sac import Args, OMNetSAC, ReplayBuffer, UsageError, mlp, run_folder, train
-from paper import baselines, flops, probes, speed
+from paper import baselines, flops, pack, probes, speed
 from paper.baselines import METHODS, Dropout, EnsembleSAC
 from paper.flops import trace
 from paper.probes import value_bias
@@ -337,6 +337,47 @@ def test_a_crashed_run_of_any_method_goes_on_as_if_nothing_had_been(kind, tmp_pa
     train(dataclasses.replace(two, resume=folder), make)
     tests.assert_same_run(run_folder(one), folder)
     assert {"bias.csv", "trajectories.csv", "visits.csv"} < {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "method, flags", [("omnet-sac", {"obs_noise": 0.1}), ("omnet-sac", {"dynamic_masks": True}), ("redq", {})]
+)
+def test_a_packed_run_goes_on_elsewhere_as_if_nothing_had_been(method, flags, tmp_path):
+    flags |= {"env_id": "Point-v0", "replay_ratio": 1, "checkpoint_interval": 25, "run_dir": tmp_path / "here"}
+    args = small(method, **flags)
+    halting = functools.partial(tests.diary, make_agent=baselines.make_agent, halt=70)
+    with contextlib.suppress(tests.Halt):
+        train(args, halting)
+    here, packed, there = run_folder(args), tmp_path / "run.xz", tmp_path / "there" / run_folder(args).name
+    pack.main(here, packed)
+    assert packed.stat().st_size < (here / "checkpoint.pt").stat().st_size
+    pack.main(packed, there)
+    count = (there / "replay.f32").stat().st_size
+    assert 0 < count < (here / "replay.f32").stat().st_size, "the rows of the checkpoint, without those after it"
+    assert (there / "replay.f32").read_bytes() == (here / "replay.f32").read_bytes()[:count]
+    for folder in here, there:
+        train(dataclasses.replace(args, resume=folder), functools.partial(halting, halt=0))
+    tests.assert_same_run(here, there)
+
+
+def test_what_cannot_be_packed_or_unpacked_is_one_sentence(tmp_path, monkeypatch, capsys):
+    args, reset = small("omnet-sac", env_id="Point-v0", replay_ratio=1, run_dir=tmp_path), tests.Point.reset
+    train(args, baselines.make_agent)
+    folder = run_folder(args)
+    capsys.readouterr()
+    pack.main(folder, packed := tmp_path / "run.xz")
+    (damaged := tmp_path / "damaged.xz").write_bytes(packed.read_bytes()[:-50])
+    monkeypatch.setattr(tests.Point, "reset", lambda env, **kwargs: (reset(env, **kwargs)[0] / 2, {}))
+    for source, target, code, told in (
+        (packed, folder, 2, "exists"),
+        (tmp_path, tmp_path / "a.xz", 2, "no checkpoint"),
+        (damaged, tmp_path / "b", 1, "cannot be used"),
+        (packed, tmp_path / "c", 1, "other numbers"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            pack.main(source, target)
+        assert stop.value.code == code and told in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert not (tmp_path / "c" / "checkpoint.pt").exists()
 
 
 def test_a_run_of_another_method_is_refused(tmp_path, capsys):
