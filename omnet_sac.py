@@ -77,7 +77,7 @@ class Args:
     mask_input: bool = True  # masks on the input layers, part of the paper's theta in R^n; off: dense ones (ours)
     mask_output: bool = True  # masks on the output layers, too; off: dense ones (ours)
     obs_noise: float = 0.0  # sigma_m, scale of the observation noise, constant within an episode (Section 4.4)
-    eval_interval: int = 5_000  # environment steps between evaluations; 0: never
+    eval_interval: int = 5_000  # environment steps between evaluations, at most total-timesteps; 0: never
     eval_episodes: int = 10  # episodes per evaluation; they cycle through the actor's subnetworks
     device: str = "cpu"  # torch device: cpu, cuda, cuda:1, ...
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # see torch.set_float32_matmul_precision
@@ -103,7 +103,7 @@ def mlp(in_dim: int, out_dim: int, hidden_dim: int) -> nn.Sequential:
 
 # Every random number of a run comes from one root, np.random.SeedSequence(seed): each name here has a child of it, what
 # is done again (an evaluation, a reset) a child of that. Torch generators of one seed give the same numbers: masks
-# would follow the signs of the weights. `probes` is for what paper/ records.
+# and weights of one seed would go together. `probes` is for what paper/ records.
 STREAMS = "weights", "masks", "updates", "acting", "episodes", "evaluation", "probes"
 
 
@@ -131,13 +131,13 @@ class OMNet(nn.Module):
         if any(getattr(module, "running_mean", None) is not None for module in net.modules()):
             raise ValueError("a layer keeps running statistics, which the subnetworks would share: use LayerNorm")
         norms = nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase
-        dense = [m for m in net.modules() if isinstance(m, norms)] + [net.get_submodule(name) for name in dense]
-        dense = {param for module in dense for param in module.parameters()}
-        density = [torch.full((p.numel(),), 1.0 if p in dense else 1 - sparsity) for p in net.parameters()]
+        modules = [m for m in net.modules() if isinstance(m, norms)] + [net.get_submodule(name) for name in dense]
+        unmasked = {param for module in modules for param in module.parameters()}
+        density = [torch.full((p.numel(),), 1.0 if p in unmasked else 1 - sparsity) for p in net.parameters()]
         theta = torch.cat([param.detach().flatten() for param in net.parameters()])
         self.shapes = {name: param.shape for name, param in net.named_parameters()}
         self.call = partial(functional_call, net)  # `net` lends its structure alone
-        self.theta = nn.Parameter(theta, requires_grad=False)
+        self.theta = nn.Parameter(theta, requires_grad=False)  # torch.func takes gradients by argument
         self.register_buffer("density", torch.cat(density).to(theta.device), persistent=False)  # P(m = 1), (n,)
         self.register_buffer("masks", self.draw(num_subnets, generator))
         self.dynamic, self.batched = dynamic, theta.device.type != "cpu"  # on a CPU one by one is faster
@@ -242,7 +242,7 @@ class OMNetSAC(nn.Module):
         default = TARGET_ENTROPY.get(args.env_id.split(":")[-1].split("-v")[0], -float(action_dim))
         target_entropy = default if args.target_entropy is None else args.target_entropy
         for name, value in (("gamma", args.gamma), ("tau", args.tau), ("target_entropy", target_entropy)):
-            self.register_buffer(name, self.log_alpha.new_tensor(value))  # a tensor, as a compiled step freezes numbers
+            self.register_buffer(name, self.log_alpha.new_tensor(value))  # a compiled step would freeze a number
 
     def make_networks(self) -> tuple[OMNet, OMNet]:
         """The critic, (O + A) to 1, and the actor, (O) to means and log stds (2 A)."""
@@ -260,7 +260,7 @@ class OMNetSAC(nn.Module):
         return 1 if self.actor.dynamic else len(self.actor.masks)
 
     def policy(self, phi, mask, obs, noise) -> tuple[torch.Tensor, torch.Tensor]:
-        """Action (B, A) in [-1, 1] and its log-probability (B,) at obs (B, O): a Gaussian squashed by tanh."""
+        """Action (..., A) in [-1, 1] and its log-probability (...) at obs (..., O): a Gaussian squashed by tanh."""
         mean, log_std = self.actor(phi, mask, obs)[0].chunk(2, dim=-1)
         log_std = log_std.clamp(-20, 2)
         u = mean + log_std.exp() * noise
@@ -306,7 +306,7 @@ class OMNetSAC(nn.Module):
         alpha, grad_and_loss = self.log_alpha.exp(), grad_and_value(self.actor_loss, has_aux=True)
         grad, (loss, entropy) = grad_and_loss(self.actor.theta, mask, all_masks, obs, noise)
         self.actor_adam.step(self.actor.theta, grad)
-        self.alpha_adam.step(self.log_alpha, entropy - self.target_entropy)  # gradient of log_alpha (entropy - target)
+        self.alpha_adam.step(self.log_alpha, entropy - self.target_entropy)  # grad of log_alpha * (entropy - target)
         return torch.stack([loss, entropy, alpha])
 
     def update(self, buffer: ReplayBuffer) -> dict[str, float]:
@@ -322,7 +322,7 @@ class OMNetSAC(nn.Module):
             self.gradient_steps += 1
             if self.gradient_steps % args.policy_delay == 0:
                 obs, phi_mask = inputs[0][:, : self.obs_dim], self.actor.sample(1, 1, generator)[0]
-                all_masks = self.critic.sample(1, args.num_subnets, generator)[0]
+                all_masks = self.critic.sample(1, args.num_subnets, generator)[0]  # in any order
                 fresh_noise = torch.randn(noise[0].shape, generator=generator, device=args.device)
                 critic_metrics = critic_metrics.clone()  # what a CUDA graph returns, the next graph overwrites
                 actor_metrics = self.actor_step(obs, phi_mask, all_masks, fresh_noise).clone()
@@ -359,7 +359,7 @@ def compile_steps(agent: OMNetSAC) -> None:
     options |= {"triton.cudagraphs": True, "deterministic": True} if on_gpu else {"cpp_wrapper": True}
     steps = ("critic_step", "actor_step") + ("act_step",) * on_gpu
     calls = 3 if on_gpu else 1  # a CUDA graph is recorded by the second call and first replayed by the third
-    torch.empty(2**25 - 2**14, dtype=torch.uint8)  # freed at once: glibc then gives no memory back, 7% faster
+    torch.empty(2**25 - 2**14, dtype=torch.uint8)  # freed at once: glibc then keeps blocks of this size, 7% faster
     print("compiling the update ...", end=" ", flush=True)
     start, state = time.perf_counter(), copy.deepcopy(agent.state_dict())
     try:
@@ -374,7 +374,7 @@ def compile_steps(agent: OMNetSAC) -> None:
                 agent.act(np.zeros(agent.obs_dim), 0)
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
     except Exception as error:  # of a compiler, its cache or a capture, which raise all kinds
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # eager torch.func asks for one too
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # eager torch.func asks for a cache, too
         for name in steps:
             vars(agent).pop(name, None)
         print(f"not possible here, the run goes on without, more slowly: {one_line(error)}", flush=True)
@@ -420,7 +420,7 @@ def training_steps(args: Args, agent: OMNetSAC, env: gym.Env, buffer: ReplayBuff
             _, _, reward, next_obs, terminated, truncated = transition
             step, total, length = buffer.added + 1, total + reward, length + 1
             check_finite(step, observation=next_obs, reward=reward)
-            buffer.add(*transition[:-1], truncated or step == args.total_timesteps)  # nothing follows
+            buffer.add(*transition[:-1], truncated or step == args.total_timesteps)  # cut off by the end, too
             metrics = agent.update(buffer) if step > args.learning_starts else {}
             check_finite(step, **metrics)
             yield step, (subnet, total, length), terminated or truncated, metrics
@@ -431,16 +431,15 @@ def training_steps(args: Args, agent: OMNetSAC, env: gym.Env, buffer: ReplayBuff
 def evaluate(agent: OMNetSAC, env: gym.Env, episodes: int, rng: np.random.Generator) -> list[tuple[int, float, int]]:
     """(subnet, return, length) of deterministic episodes that cycle through the subnetworks.
 
-    A function of parameters and `rng` alone: training cannot tell whether it was called.
+    A function of parameters and `rng` alone. Beside a training episode use `kept_random_state`, as `train` does.
     """
     generator, results = torch_generator(rng, agent.args.device), []
-    with kept_random_state():
-        for k in range(episodes):
-            subnet, total, length = k % agent.num_actor_subnets, 0.0, 0
-            act = partial(agent.act, subnet=subnet, generator=generator, deterministic=True)
-            for _, _, reward, *_ in episode(env, int(rng.integers(2**31)), agent.args.obs_noise, act):
-                total, length = total + reward, length + 1
-            results.append((subnet, total, length))
+    for k in range(episodes):
+        subnet, total, length = k % agent.num_actor_subnets, 0.0, 0
+        act = partial(agent.act, subnet=subnet, generator=generator, deterministic=True)
+        for _, _, reward, *_ in episode(env, int(rng.integers(2**31)), agent.args.obs_noise, act):
+            total, length = total + reward, length + 1
+        results.append((subnet, total, length))
     return results
 
 
@@ -448,7 +447,7 @@ def train(args: Args, make_agent=OMNetSAC, stop: "Stop | None" = None) -> OMNetS
     """A whole run: trains an agent, evaluates it, writes logs and checkpoints into the run folder. Returns the agent.
 
     `make_agent(args, obs_dim, action_dim)` gives the agent, so that other methods reuse all of this. `stop` may end it
-    after an episode. Raises UsageError before anything is written, RunError when the run cannot go on.
+    after an episode. Raises UsageError for what the user must mend first, RunError when the run cannot go on.
     """
     check_args(args)
     torch.set_float32_matmul_precision(args.matmul_precision)
@@ -465,7 +464,8 @@ def train(args: Args, make_agent=OMNetSAC, stop: "Stop | None" = None) -> OMNetS
             about["id"], seconds = restore(folder, agent, buffer, rng)
         save = partial(save_checkpoint, folder, about, agent, buffer, rng)
         with logs(args, folder, about, buffer.added) as (board, bar):
-            saved, start = buffer.added or save(0.0), time.time() - seconds  # a new run has a checkpoint at once
+            start = time.time() - seconds
+            saved = buffer.added or save(0.0)  # a new run has a checkpoint at once, before CSV files: it can be resumed
             for name in COLUMNS:
                 append_csv(folder / name)
             if args.compile and saved < args.total_timesteps:
@@ -476,7 +476,7 @@ def train(args: Args, make_agent=OMNetSAC, stop: "Stop | None" = None) -> OMNetS
                     for name, value in metrics.items():
                         board.add_scalar(f"losses/{name}", value, step)
                 if args.eval_interval and step % min(args.eval_interval, args.total_timesteps) == 0:
-                    with closing(make_env(args, videos, f"step-{step}")) as eval_env:
+                    with kept_random_state(), closing(make_env(args, videos, f"step-{step}")) as eval_env:
                         results = evaluate(agent, eval_env, args.eval_episodes, stream(args.seed, "evaluation", step))
                     seconds = round(time.time() - start, 1)
                     check_folder(folder, buffer.file)
@@ -506,14 +506,14 @@ class RunError(Exception):
 
 
 class UsageError(RunError):
-    """Arguments that cannot work, in a sentence that says what to do. Exit code 2."""
+    """Arguments, or a run folder, that cannot work, in a sentence that says what to do. Exit code 2."""
 
 
 def one_line(error: Exception) -> str:
     """What an exception says, in one line, with advice where drawing failed."""
     text = " ".join(str(error).split()) or type(error).__name__
     advice = "; without a display set MUJOCO_GL=egl (it needs libegl1) or MUJOCO_GL=osmesa (libosmesa6)"
-    return text[:500] + advice * bool(re.search("gl[A-Z]|GL(?!OBAL)|OSMesa|[Rr]ender", text))
+    return text[:500] + advice * bool(re.search("gl[A-Z]|GL(?!OBAL|IBC)|OSMesa|[Rr]ender", text))
 
 
 @contextmanager
@@ -549,7 +549,7 @@ def make_env(args: Args, videos: Path | str | None = None, name: str = "") -> gy
             raise ValueError(f"observations must flatten to a vector, these are {env.observation_space}")
         if videos:
             env.reset()
-            env.render()  # so that a machine that cannot is told before training
+            env.render()  # a machine that cannot draw says so before training
             env = gym.wrappers.RecordVideo(env, videos, episode_trigger=lambda k: k == 0, name_prefix=name)
         return gym.wrappers.RescaleAction(gym.wrappers.FlattenObservation(env), -1, 1)
 
@@ -702,7 +702,7 @@ def read_checkpoint(folder: Path, agent: OMNetSAC | None = None) -> dict:
         if zipfile.ZipFile(path).testzip():  # torch.load looks at no checksum
             raise ValueError("its checksum is another one")
         state = torch.load(path, weights_only=True, map_location="cpu")
-        about = [state[name] for name in ("about", "agent", "step", "crc", "csv", "rng", "seconds")][0]  # all are there
+        about, *_ = (state[name] for name in ("about", "agent", "step", "crc", "csv", "rng", "seconds"))  # or KeyError
         if agent:
             agent.load_state_dict(state["agent"])
             made, here = about["versions"].items(), describe(agent.args)["versions"].items()
@@ -754,7 +754,7 @@ class Stop:
     signum, training = 0, False
 
     def __call__(self, signum, frame) -> None:
-        again, self.signum = self.signum, signum  # always: what compiles may swallow the exit
+        again, self.signum = self.signum, signum  # always: code that compiles may swallow the exit
         if again or not self.training:
             sys.exit(128 + signum)
         with suppress(OSError):  # not print, in which the signal may have come
@@ -782,7 +782,7 @@ def parse(default: Args, words: list[str], **options) -> Args:
         return replace(args, **{name: path.expanduser() for name, path in paths.items()})
 
     args = read(default)
-    folder, allowed = args.resume or args.evaluate, RESUMABLE if args.resume else EVALUABLE
+    folder, allowed = args.resume or args.evaluate, (RESUMABLE if args.resume else EVALUABLE)
     if not folder:
         return args
     if args.resume and args.evaluate:

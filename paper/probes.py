@@ -45,7 +45,7 @@ def trajectories(args: Args, agent) -> list[tuple]:
     """(subnet, t, *observation) along one deterministic episode of each actor subnetwork."""
     rng, rows = stream(args.seed, "probes"), []
     generator, start = torch_generator(rng, args.device), int(rng.integers(2**31))
-    with closing(make_env(args)) as env, kept_random_state():
+    with kept_random_state(), closing(make_env(args)) as env:
         for subnet in range(agent.num_actor_subnets):
             act = partial(agent.act, subnet=subnet, generator=generator, deterministic=True)
             steps = list(episode(env, start, args.obs_noise, act))
@@ -110,7 +110,7 @@ def value_bias(args: Args, agent, step: int) -> dict[str, float]:
     generator = torch_generator(rng, args.device)
     theta = agent.critic.theta.clone()  # not theta itself, of which SAC's agent would give the actor's minimum
     states, values, returns = [], [], [torch.zeros(0)]
-    with closing(make_env(args)) as env, kept_random_state():
+    with kept_random_state(), closing(make_env(args)) as env:
         while (known := sum(map(len, returns))) < BIAS_STATES and (known or len(returns) <= 5):  # 5 in vain: give up
             pairs, q_pi = soft_episode(args, agent, env, generator, int(rng.integers(2**31)))
             for chunk in pairs.split(args.batch_size):
