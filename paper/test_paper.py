@@ -1769,7 +1769,15 @@ def test_what_compare_cannot_do_is_one_sentence(tmp_path, capsys):
     assert exit.value.code == 2 and "contenders" in capsys.readouterr().out
 
 
-HOUSE = [["omnet_sac"], ["probes"], ["baselines"], ["flops"], ["speed", "sweep", "stats"], ["experiments"], ["figures"]]
+HOUSE = [
+    ["omnet_sac"],
+    ["probes", "pack"],
+    ["baselines"],
+    ["flops"],
+    ["speed", "sweep", "stats"],
+    ["experiments"],
+    ["figures"],
+]
 
 
 def test_no_room_imports_upward_and_none_in_a_circle():
