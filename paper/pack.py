@@ -53,7 +53,7 @@ def simulate(args: Args, num_actor_subnets: int, actions: np.ndarray, file: Bina
 def run_args(state: dict) -> Args:
     """The flags of the run with this checkpoint, of whichever method, for `simulate`: every action is the agent's."""
     flags = {field.name: state["about"]["args"][field.name] for field in fields(Args)}
-    return Args(**flags | {"learning_starts": 0, "device": "cpu"})
+    return Args(**flags | {"learning_starts": 0, "buffer_size": 0, "device": "cpu"})  # nor is a replay buffer needed
 
 
 def pack(folder: Path, path: Path) -> None:
